@@ -1,0 +1,1 @@
+"""Network definitions: backbones, heads and what joins them. Needs torch."""
