@@ -77,6 +77,10 @@ def infer(
     """
     if not (scans or info or selftest):
         raise UsageError("nothing to do: name a scan, or --info or --selftest; see --help")
+    if heatmap and not scans:
+        raise UsageError("--heatmap needs scans to draw on")
+    if overwrite and not heatmap:
+        raise UsageError("--overwrite is for --heatmap, which is not given")
     from medtl_runtime.predictor import Predictor
 
     predictor = Predictor(model, device=device.value, threads=threads)

@@ -33,7 +33,7 @@ from medtl_runtime.errors import (
     ScanWithoutPixels,
     UsageError,
 )
-from medtl_runtime.scan import Frame, Header, Scan
+from medtl_runtime.scan import MOST_DISPLAY_BITS, Frame, Header, Scan
 from medtl_runtime.voi import LookupTable, Voi, Window
 
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -288,7 +288,7 @@ def _modality_values(
     slope = float(transform.get("RescaleSlope") or 1.0)
     intercept = float(transform.get("RescaleIntercept") or 0.0)
     values = stored.astype(np.float64) * slope + intercept
-    if stored.dtype.kind == "f":
+    if stored.dtype.kind == "f" or int(dataset.BitsStored) > MOST_DISPLAY_BITS:
         return values.astype(np.float32), None
     low, high = sorted(bound * slope + intercept for bound in _stored_range(dataset))
     return values.astype(np.float32), (low, high)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from medtl_runtime.errors import ScanUnfit, ScanUnreadable
-from medtl_runtime.scan import Frame, Scan
+from medtl_runtime.scan import MOST_DISPLAY_BITS, Frame, Scan
 
 
 def read_picture(file: str | Path | BinaryIO, source: str) -> Scan:
@@ -85,8 +85,8 @@ def scan_of_array(array: NDArray, source: str = "array") -> Scan:
         values = array.astype(np.float32)
     if not np.isfinite(values).all():
         raise ScanUnreadable(source, "the pixels hold NaN or infinity")
-    integers = array.dtype.kind in "ui"
-    limits = np.iinfo(array.dtype) if integers else None
+    telling = array.dtype.kind in "ui" and array.dtype.itemsize * 8 <= MOST_DISPLAY_BITS
+    limits = np.iinfo(array.dtype) if telling else None
     frame = Frame(
         values=values,
         quantity="display" if array.dtype == np.uint8 else "modality",

@@ -174,11 +174,9 @@ class Predictor:
 
     def _require_scope(self, header: Header, source: str) -> None:
         expected = self.description.intended_use.modalities
-        if header.modality and expected and header.modality not in expected:
-            made_for = ", ".join(expected)
-            raise ScanOutOfScope(
-                source, f"Modality is {header.modality}; the model was made for {made_for}"
-            )
+        if header.is_dicom and expected and header.modality not in expected:
+            found, made_for = header.modality or "missing", ", ".join(expected)
+            raise ScanOutOfScope(source, f"Modality is {found}; the model was made for {made_for}")
 
     def _result(self, source, header, index, canonical, outputs, times) -> Result:
         described = self.description

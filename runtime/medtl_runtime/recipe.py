@@ -93,7 +93,7 @@ class HeaderVoi:
         if frame.value_range is None:
             raise ScanUnfit(
                 source,
-                "floating-point values without a window in the header; "
+                "floating-point or 32-bit values without a window in the header; "
                 "expected a recipe with a fixed window or a fallback",
             )
         words = "fallback stored range" if frame.quantity == "modality" else "display range"

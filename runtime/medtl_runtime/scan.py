@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from medtl_runtime.voi import Voi
 
+MOST_DISPLAY_BITS = 16
+"""With more bits a value is a measurement (a dose, a label), and the range says nothing of it."""
+
 Quantity = Literal["modality", "display"]
 
 
@@ -24,6 +27,11 @@ class Header:
     photometric_interpretation: str = ""
     body_part_examined: str = ""
 
+    @property
+    def is_dicom(self) -> bool:
+        """Whether this is the header of a DICOM object."""
+        return bool(self.transfer_syntax_uid)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Frame:
@@ -38,7 +46,7 @@ class Frame:
         ``"display"``: made for the eye already (PNG, JPEG, colour DICOM); only scaled.
     value_range
         The lowest and highest value that the stored bit depth can express, in the units of
-        ``values``; None where that says nothing (floating point).
+        ``values``; None where that says nothing (floating point, more than 16 bits).
     padding
         bool, H x W: pixels that hold no image (PS3.3 C.7.5.1.1.2); None if there are none.
     voi

@@ -57,6 +57,19 @@ def shipped() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of 15 different frames, made of a shipped MR image."""
+    dataset = pydicom.dcmread(SHIPPED / "MR_small.dcm")
+    stored = dataset.pixel_array
+    frames = [np.roll(stored, shift, axis=1) for shift in range(15)]
+    dataset.NumberOfFrames = len(frames)
+    dataset.PixelData = np.stack(frames).tobytes()
+    path = tmp_path_factory.mktemp("cine") / "cine.dcm"
+    dataset.save_as(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def collection() -> Path:
     """Return the folder of the collected real files."""
     if not COLLECTION.is_dir():

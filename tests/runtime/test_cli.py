@@ -73,13 +73,13 @@ def test_json_is_one_object_a_line_for_good_and_bad_scans(
 
 
 def test_a_file_of_several_frames_gives_a_row_for_each(
-    infer: Infer, tiny_model: Path, shipped: Path
+    infer: Infer, tiny_model: Path, cine: Path
 ) -> None:
-    rows = lines(infer(shipped / "rtdose.dcm", "--json", "--model", tiny_model).out)
+    rows = lines(infer(cine, "--json", "--model", tiny_model).out)
     assert [row["frame"] for row in rows] == list(range(15))
-    table = infer(shipped / "rtdose.dcm", "--model", tiny_model).out
-    assert "rtdose.dcm [0]" in table
-    assert "rtdose.dcm [14]" in table
+    table = infer(cine, "--model", tiny_model).out
+    assert "cine.dcm [0]" in table
+    assert "cine.dcm [14]" in table
 
 
 def test_folders_and_globs_are_expanded(
@@ -272,16 +272,16 @@ def test_heat_maps_are_written_and_named_in_json(
 
 
 def test_equal_names_in_two_folders_and_frames_get_maps_of_their_own(
-    infer: Infer, tiny_model: Path, shipped: Path, tmp_path: Path
+    infer: Infer, tiny_model: Path, shipped: Path, cine: Path, tmp_path: Path
 ) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         shutil.copy(shipped / "MR_small.dcm", tmp_path / folder / "scan.dcm")
-    done = infer("one", "two", shipped / "rtdose.dcm", "--heatmap", "maps", "--model", tiny_model)
+    done = infer("one", "two", cine, "--heatmap", "maps", "--model", tiny_model)
     assert done.code == 0
     names = {path.name for path in (tmp_path / "maps").iterdir()}
-    doses = {"rtdose.png", *(f"rtdose-frame{n}.png" for n in range(1, 15))}
-    assert names == {"scan.png", "scan-2.png", *doses}
+    frames = {"cine.png", *(f"cine-frame{n}.png" for n in range(1, 15))}
+    assert names == {"scan.png", "scan-2.png", *frames}
 
 
 def test_an_existing_map_is_not_overwritten_and_what_was_found_is_shown(

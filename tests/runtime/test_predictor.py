@@ -64,12 +64,11 @@ def test_a_list_gives_a_list_and_a_tuple_too() -> None:
     assert len(predictor((image, image))) == 2
 
 
-def test_a_file_of_several_frames_needs_frames(real: Real) -> None:
+def test_a_file_of_several_frames_needs_frames(cine: Path) -> None:
     predictor = Predictor(engine=FakeEngine(describe()))
-    path = real("rtdose.dcm")
     with pytest.raises(ScanUnfit, match=r"15 frames; expected 1 \(Predictor.frames handles"):
-        predictor(path)
-    results = list(predictor.frames(path, name="dose"))
+        predictor(cine)
+    results = list(predictor.frames(cine, name="dose"))
     assert [result.frame for result in results] == list(range(15))
     assert {result.scan for result in results} == {"dose"}
     assert len({result.canonical.pixels.tobytes() for result in results}) > 1
@@ -85,6 +84,16 @@ def test_frames_before_a_damaged_one_are_yielded(shipped: Path) -> None:
     assert next(found).frame == 0
     with pytest.raises(ScanError):
         next(found)
+
+
+def test_dicom_without_a_modality_is_not_in_scope_and_a_picture_is(shipped: Path) -> None:
+    dataset = pydicom.dcmread(shipped / "MR_small.dcm")
+    del dataset.Modality
+    described = describe(intended_use=IntendedUse(modalities=("MR",)))
+    predictor = Predictor(engine=FakeEngine(described))
+    with pytest.raises(ScanOutOfScope, match="Modality is missing; the model was made for MR"):
+        predictor(dataset)
+    assert predictor(np.zeros((8, 8), np.uint8)).finding in described.classes
 
 
 def test_a_modality_out_of_scope_is_refused_before_the_pixels_are_decoded(shipped: Path) -> None:

@@ -238,9 +238,18 @@ def test_the_refusal_names_the_scan() -> None:
     assert str(error.value).startswith("scan.png: ")
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64])
+def test_values_of_more_than_16_bits_have_no_range_to_show(dtype: type) -> None:
+    (frame,) = read_scan(np.zeros((8, 8), dtype)).frames()
+    with pytest.raises(ScanUnfit, match="32-bit values without a window"):
+        Recipe(size=(8, 8), channels=1, window=HeaderVoi()).apply(frame)
+    fixed = Recipe(size=(8, 8), channels=1, window=FixedWindow(centre=0, width=2))
+    assert (fixed.apply(frame).pixels == 32768).all()
+
+
 def test_floating_point_values_without_a_window_are_refused_by_the_header_policy() -> None:
     (frame,) = read_scan(np.zeros((8, 8), np.float32)).frames()
-    with pytest.raises(ScanUnfit, match="floating-point values without a window"):
+    with pytest.raises(ScanUnfit, match="floating-point or 32-bit values without a window"):
         recipe().apply(frame)
     fallback = HeaderVoi(fallback=FixedWindow(centre=0, width=2))
     assert (recipe(window=fallback).apply(frame).pixels == 32768).all()
