@@ -1,0 +1,290 @@
+"""Each change does what its name says, within its limit, to each image in its own way."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from medtl_train.augment import augment
+from medtl_train.config import AugmentConfig
+
+Make = Callable[..., AugmentConfig]
+COUNT = 48
+
+EVERYTHING = AugmentConfig(
+    rotation=180, shift=0.5, scale=1, shear=45, crop=0.5, hflip=True, vflip=True, brightness=0.5,
+    contrast=2, gamma=2, noise=0.5, blur=5,
+)  # fmt: skip
+ALONE = {
+    "rotation": 20.0, "shift": 0.2, "scale": 0.5, "shear": 20.0, "crop": 0.4, "hflip": True,
+    "vflip": True, "brightness": 0.2, "contrast": 0.5, "gamma": 0.5, "noise": 0.1, "blur": 2.0,
+}  # fmt: skip
+
+
+def run(images: Tensor, config: AugmentConfig, seed: int = 0) -> Tensor:
+    return augment(images, config, torch.Generator().manual_seed(seed))
+
+
+def copies(image: Tensor) -> Tensor:
+    """Return a batch of one grey image, N x 1 x H x W."""
+    return image.expand(COUNT, 1, *image.shape).clone()
+
+
+def textured(height: int = 24, width: int = 32) -> Tensor:
+    return torch.rand(height, width, generator=torch.Generator().manual_seed(1))
+
+
+def disc(height: int, width: int, row: float, column: float, radius: float) -> Tensor:
+    rows = torch.arange(height)[:, None] - row
+    columns = torch.arange(width)[None] - column
+    return (radius + 0.5 - torch.hypot(rows, columns)).clamp(0, 1)
+
+
+def centroids(images: Tensor) -> np.ndarray:
+    """Return row and column of the centre of mass, in pixels from the image's centre, (N, 2)."""
+    mass = images.double().sum(1)
+    height, width = mass.shape[1:]
+    total = mass.sum((1, 2))
+    rows = (mass.sum(2) * (torch.arange(height) - (height - 1) / 2)).sum(1) / total
+    columns = (mass.sum(1) * (torch.arange(width) - (width - 1) / 2)).sum(1) / total
+    return torch.stack([rows, columns], 1).numpy()
+
+
+def test_off_is_the_identity(still: Make) -> None:
+    images = copies(textured())
+    assert torch.equal(run(images, still()), images)
+    assert torch.equal(run(images, AugmentConfig(augment=False)), images)
+
+
+@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("shape", [(24, 32), (32, 24), (33, 17)])
+def test_each_change_alone_changes_images_and_keeps_their_range(
+    name: str, shape: tuple[int, int], still: Make
+) -> None:
+    images = copies(textured(*shape))
+    changed = run(images, still(**{name: ALONE[name]}))
+    assert changed.shape == images.shape
+    assert changed.dtype == torch.float32
+    assert (changed != images).flatten(1).any(1).sum() >= COUNT // 4  # a flip spares half of them
+    assert float(changed.min()) >= 0
+    assert float(changed.max()) <= 1
+
+
+@pytest.mark.parametrize("name", [n for n in ALONE if n not in ("hflip", "vflip")])
+def test_each_image_gets_parameters_of_its_own(name: str, still: Make) -> None:
+    changed = run(copies(textured()), still(**{name: ALONE[name]})).flatten(1)
+    assert len(torch.unique(changed, dim=0)) == COUNT
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_change_leaves_its_input_alone(name: str, still: Make) -> None:
+    images = copies(textured())
+    before = images.clone()
+    run(images, still(**{name: ALONE[name]}))
+    assert torch.equal(images, before)
+
+
+def test_the_generator_decides_and_nothing_else() -> None:
+    images = copies(textured())
+    torch.manual_seed(1)
+    first = run(images, EVERYTHING, seed=5)
+    torch.manual_seed(2)
+    assert torch.equal(run(images, EVERYTHING, seed=5), first)
+    assert not torch.equal(run(images, EVERYTHING, seed=6), first)
+
+
+def test_everything_at_its_most_stays_in_range_and_finite() -> None:
+    for seed in range(5):
+        changed = run(copies(textured()), EVERYTHING, seed)
+        assert torch.isfinite(changed).all()
+        assert float(changed.min()) >= 0
+        assert float(changed.max()) <= 1
+
+
+@pytest.mark.parametrize(("name", "axis"), [("hflip", 3), ("vflip", 2)])
+def test_a_flip_mirrors_about_half_of_the_images_along_its_axis(
+    name: str, axis: int, still: Make
+) -> None:
+    images = copies(textured())
+    changed = run(images, still(**{name: True}))
+    mirrored = torch.tensor(
+        [
+            torch.allclose(c, i.flip(axis - 1), atol=1e-5)
+            for c, i in zip(changed, images, strict=True)
+        ]
+    )
+    kept = torch.tensor(
+        [torch.allclose(c, i, atol=1e-5) for c, i in zip(changed, images, strict=True)]
+    )
+    assert (mirrored ^ kept).all()
+    assert COUNT // 4 < int(mirrored.sum()) < COUNT * 3 // 4
+
+
+def test_a_shift_moves_by_at_most_its_share_of_each_side_in_every_direction(still: Make) -> None:
+    height, width = 60, 80
+    image = disc(height, width, (height - 1) / 2, (width - 1) / 2, 4)
+    moved = centroids(run(copies(image), still(shift=0.2)))
+    limits = np.array([0.2 * height, 0.2 * width])
+    assert (np.abs(moved) <= limits + 0.05).all()
+    assert (moved.max(0) > 0.6 * limits).all()
+    assert (moved.min(0) < -0.6 * limits).all()
+    assert abs(np.corrcoef(moved.T)[0, 1]) < 0.5
+
+
+def test_what_a_shift_brings_in_from_outside_is_black(still: Make) -> None:
+    changed = run(torch.ones(COUNT, 1, 40, 40), still(shift=0.3))
+    share = changed.mean((1, 2, 3))
+    assert float(share.max()) <= 1
+    assert float(share.min()) < 0.75
+    assert float(changed[:, :, 15:25, 15:25].min()) > 0.9999
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96), (96, 64)])
+def test_a_rotation_turns_in_pixels_about_the_centre_both_ways(
+    height: int, width: int, still: Make
+) -> None:
+    radius = 20.0
+    image = disc(height, width, (height - 1) / 2, (width - 1) / 2 + radius, 3)
+    found = centroids(run(copies(image), still(rotation=30)))
+    np.testing.assert_allclose(np.hypot(*found.T), radius, atol=0.2)
+    angles = np.degrees(np.arctan2(found[:, 0], found[:, 1]))
+    assert (np.abs(angles) <= 30.5).all()
+    assert angles.max() > 20
+    assert angles.min() < -20
+
+
+def test_a_rotation_turns_a_shape_as_much_as_its_place(still: Make) -> None:
+    bar = torch.zeros(64, 96)
+    bar[31:33, 58:78] = 1  # along a row, right of the centre
+    changed = run(copies(bar), still(rotation=30))
+    for (row, column), image in zip(centroids(changed), changed[:, 0].double(), strict=True):
+        rows = torch.arange(64.0)[:, None] - 31.5 - row
+        columns = torch.arange(96.0)[None] - 47.5 - column
+        moments = [float((image * m).sum()) for m in (rows**2, rows * columns, columns**2)]
+        lean = 0.5 * math.atan2(2 * moments[1], moments[2] - moments[0])
+        assert abs(math.degrees(lean - math.atan2(row, column))) < 2
+
+
+def test_a_zoom_is_within_its_factor_and_as_often_out_as_in(still: Make) -> None:
+    image = disc(80, 100, 39.5, 49.5, 12)
+    areas = run(copies(image), still(scale=0.5)).sum((1, 2, 3)) / image.sum()
+    factors = areas.sqrt().numpy()
+    assert (factors < 1.52).all()
+    assert (factors > 1 / 1.52).all()
+    assert factors.max() > 1.3
+    assert factors.min() < 1 / 1.3
+    np.testing.assert_allclose(np.log(factors).mean(), 0, atol=0.12)
+    np.testing.assert_allclose(centroids(run(copies(image), still(scale=0.5))), 0, atol=0.05)
+
+
+def test_a_shear_keeps_areas_and_slants_the_upright(still: Make) -> None:
+    bar = torch.zeros(64, 96)
+    bar[16:48, 46:50] = 1
+    changed = run(copies(bar), still(shear=20))
+    np.testing.assert_allclose(changed.sum((1, 2, 3)) / bar.sum(), 1, atol=0.03)
+    top, bottom = centroids(changed[:, :, 16:20])[:, 1], centroids(changed[:, :, 44:48])[:, 1]
+    slants = np.degrees(np.arctan((bottom - top) / 28))
+    assert (np.abs(slants) < 20.5).all()
+    assert slants.max() > 12
+    assert slants.min() < -12
+
+
+def test_a_crop_enlarges_and_never_leaves_the_image(still: Make) -> None:
+    white = run(torch.ones(COUNT, 1, 40, 56), still(crop=0.4))
+    torch.testing.assert_close(white[:, :, 1:-1, 1:-1], torch.ones(COUNT, 1, 38, 54))
+    ramp = (torch.arange(56) / 55).expand(40, 56)
+    changed = run(copies(ramp), still(crop=0.4))[:, 0, 20]
+    slope = (changed[:, 40] - changed[:, 16]) / (ramp[0, 40] - ramp[0, 16])  # 1 / magnification
+    assert float(slope.max()) <= 1.001
+    assert float(slope.min()) >= 0.599
+    assert float(slope.min()) < 0.7
+    middles = changed[:, 27:29].mean(1)
+    assert float(middles.min()) < 0.42
+    assert float(middles.max()) > 0.58
+
+
+def test_all_channels_are_moved_alike(still: Make) -> None:
+    image = textured().expand(3, -1, -1)
+    changed = run(image.expand(COUNT, -1, -1, -1), still(rotation=20, shift=0.1, blur=1))
+    torch.testing.assert_close(changed[:, :1].expand(-1, 3, -1, -1), changed)
+
+
+def test_a_blur_keeps_the_mean_and_spreads_evenly_up_to_its_limit(still: Make) -> None:
+    image = torch.zeros(41, 61)
+    image[20, 30] = 1
+    changed = run(copies(image), still(blur=2))
+    np.testing.assert_allclose(changed.sum((1, 2, 3)), 1, rtol=1e-5)
+    rows = (changed.sum((1, 3)) * (torch.arange(41) - 20.0) ** 2).sum(1)
+    columns = (changed.sum((1, 2)) * (torch.arange(61) - 30.0) ** 2).sum(1)
+    torch.testing.assert_close(rows, columns)
+    spread = rows.sqrt()
+    assert float(spread.max()) <= 2.01
+    assert float(spread.max()) > 1.6
+    assert float(spread.min()) < 0.5
+    np.testing.assert_allclose(centroids(changed), 0, atol=1e-4)
+
+
+def test_a_blur_darkens_no_border(still: Make) -> None:
+    white = torch.ones(COUNT, 1, 20, 30)
+    torch.testing.assert_close(run(white, still(blur=3)), white)
+
+
+def test_a_blur_takes_each_image_by_itself(still: Make) -> None:
+    images = torch.zeros(COUNT, 1, 20, 20)
+    images[::2] = 1
+    torch.testing.assert_close(run(images, still(blur=3)), images)
+
+
+def test_brightness_adds_one_number_to_an_image(still: Make) -> None:
+    images = copies(0.4 + 0.2 * textured())
+    added = run(images, still(brightness=0.2)) - images
+    assert float(added.flatten(1).std(1).max()) < 1e-6
+    offsets = added.mean((1, 2, 3))
+    assert float(offsets.abs().max()) <= 0.2001
+    assert float(offsets.max()) > 0.1
+    assert float(offsets.min()) < -0.1
+
+
+def test_contrast_stretches_about_the_mean(still: Make) -> None:
+    images = copies(0.4 + 0.2 * textured())
+    changed = run(images, still(contrast=0.5))
+    torch.testing.assert_close(changed.mean((1, 2, 3)), images.mean((1, 2, 3)))
+    factors = changed.flatten(1).std(1) / images.flatten(1).std(1)
+    assert float(factors.max()) <= 1.501
+    assert float(factors.min()) >= 1 / 1.501
+    assert float(factors.max()) > 1.25
+    assert float(factors.min()) < 1 / 1.25
+
+
+def test_gamma_is_a_power_that_keeps_black_and_white(still: Make) -> None:
+    images = copies(torch.tensor([[0.0, 0.25, 0.5, 1.0]]))
+    changed = run(images, still(gamma=0.5))[:, 0, 0]
+    assert (changed[:, 0] == 0).all()
+    assert (changed[:, 3] == 1).all()
+    powers = changed[:, 2].log() / math.log(0.5)
+    torch.testing.assert_close(changed[:, 1], 0.25**powers)
+    assert 1.25 < float(powers.max()) <= 1.501
+    assert 1 / 1.501 <= float(powers.min()) < 1 / 1.25
+
+
+def test_noise_has_no_mean_and_at_most_its_deviation(still: Make) -> None:
+    images = torch.full((COUNT, 1, 60, 60), 0.5)
+    noise = (run(images, still(noise=0.1)) - images).flatten(1)
+    deviations = noise.std(1)
+    assert float(deviations.max()) <= 0.105
+    assert float(deviations.max()) > 0.07
+    assert float(deviations.min()) < 0.03
+    assert float((noise.mean(1).abs() / (deviations / 60 + 1e-9)).max()) < 5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_augments_as_the_processor_does() -> None:
+    device = torch.device("cuda")
+    images = copies(textured()).to(device)
+    generator = torch.Generator(device).manual_seed(0)
+    changed = augment(images, EVERYTHING, generator)
+    assert changed.device.type == "cuda"
+    assert 0 <= float(changed.min()) < float(changed.max()) <= 1

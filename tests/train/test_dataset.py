@@ -1,0 +1,418 @@
+"""Data are read, cleaned and split; what is left out is listed with its reason."""
+
+import csv
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+
+from medtl_runtime.errors import OutputNotWritten
+from medtl_runtime.recipe import HeaderVoi, Recipe
+from medtl_train.config import DataConfig
+from medtl_train.dataset import (
+    Dataset,
+    build_dataset,
+    image_set,
+    read_again,
+    read_splits,
+    write_splits,
+)
+from medtl_train.errors import DataUnfit
+from medtl_train.samples import SPLITS, Sample, find_samples
+
+GREY = Recipe(size=(32, 32), channels=1, window=HeaderVoi())
+
+
+def build(samples: Sequence[Sample], recipe: Recipe = GREY, seed: int = 0, **config) -> Dataset:
+    return build_dataset(samples, recipe, DataConfig(**config), seed=seed)
+
+
+@pytest.fixture
+def images(tmp_path: Path, write_image: Callable) -> list[Sample]:
+    """Return twelve images of each of two classes."""
+    return [
+        Sample(source=str(write_image(tmp_path / label / f"{k:02}.png", 100 * c + k)), label=label)
+        for c, label in enumerate(("a", "b"))
+        for k in range(12)
+    ]
+
+
+def reasons(dataset: Dataset) -> dict[str, str]:
+    return {Path(left.source).name: left.reason for left in dataset.excluded}
+
+
+def test_phantoms_are_split_by_the_patients_of_their_headers(lung: Path) -> None:
+    for seed in range(4):
+        dataset = build(find_samples(lung, DataConfig()), seed=seed)
+        of = {name: {i.patient for i in dataset.images[name]} for name in SPLITS}
+        assert sum(len(patients) for patients in of.values()) == len(set.union(*of.values())) == 24
+        assert all(of.values())
+        for name in SPLITS:
+            for image in dataset.images[name]:
+                header = pydicom.dcmread(image.sample.source, stop_before_pixels=True)
+                assert image.patient == header.PatientID
+    assert dataset.patients_known
+    assert dataset.modalities == ("CT",)
+    assert dataset.classes == ("healthy", "lesion")
+    assert not dataset.excluded
+
+
+def test_a_manifest_overrules_the_patients_of_the_headers(lung: Path) -> None:
+    samples = [
+        Sample(source=s.source, label=s.label, patient=f"p{k // 4}")
+        for k, s in enumerate(find_samples(lung, DataConfig()))
+    ]
+    dataset = build(samples)
+    assert {i.patient for name in SPLITS for i in dataset.images[name]} == {
+        f"p{k}" for k in range(12)
+    }
+
+
+def test_images_without_a_patient_are_patients_of_their_own(images: list[Sample]) -> None:
+    dataset = build(images)
+    assert not dataset.patients_known
+    assert len(set(dataset.split("train").patients)) == len(dataset.split("train"))
+
+
+def test_arrays_agree_with_the_images(images: list[Sample]) -> None:
+    dataset = build(images)
+    train = dataset.split("train")
+    assert train.pixels.shape == (len(train), 1, 32, 32)
+    assert train.pixels.dtype == np.uint16
+    assert [dataset.classes[k] for k in train.labels] == [
+        Path(s).parent.name for s in train.sources
+    ]
+    for row, source in zip(train.pixels, train.sources, strict=True):
+        [frame] = Sample(source=source, label="").read().frames()
+        np.testing.assert_array_equal(row, GREY.apply(frame).pixels)
+
+
+def test_without_a_test_share_there_is_no_test_split(images: list[Sample]) -> None:
+    dataset = build(images, test_fraction=0)
+    assert dataset.images["test"] == ()
+    assert len(dataset.images["val"]) == 4  # 1 of 7 folds, in whole images of both classes
+
+
+def given(samples: list[Sample], *splits: str) -> list[Sample]:
+    """Deal out splits in turn."""
+    return [
+        Sample(source=s.source, label=s.label, patient=s.patient, split=splits[k % len(splits)])
+        for k, s in enumerate(samples)
+    ]
+
+
+def test_splits_of_the_data_are_kept(images: list[Sample]) -> None:
+    dealt = given(images, "train", "test", "val")
+    dataset = build(dealt)
+    for name in SPLITS:
+        expected = {s.source for s in dealt if s.split == name}
+        assert {i.sample.source for i in dataset.images[name]} == expected
+
+
+def test_validation_is_taken_from_training_where_only_a_test_set_is_given(
+    images: list[Sample],
+) -> None:
+    dealt = given(images, "train", "train", "test")
+    dataset = build(dealt, val_fraction=0.25)
+    assert {i.sample.source for i in dataset.images["test"]} == {
+        s.source for s in dealt if s.split == "test"
+    }
+    assert len(dataset.images["val"]) == 4
+    assert len(dataset.images["train"]) == 12
+    assert {i.sample.label for i in dataset.images["val"]} == {"a", "b"}
+
+
+def test_given_training_and_validation_need_no_test(images: list[Sample]) -> None:
+    dataset = build(given(images, "train", "val"))
+    assert dataset.images["test"] == ()
+
+
+def test_rows_without_a_split_join_training_where_others_have_one(images: list[Sample]) -> None:
+    dealt = given(images, "train", "val", "test", "")
+    dataset = build(dealt)
+    assert {i.sample.source for i in dataset.images["train"]} == {
+        s.source for s in dealt if s.split in ("train", "")
+    }
+
+
+@pytest.mark.parametrize("splits", [("train", "val"), ("train", "test"), ("val", "test")])
+def test_a_patient_in_two_given_splits_is_refused(images: list[Sample], splits: tuple) -> None:
+    dealt = given(images, "train", "val", "test")
+    torn = [next(s for s in dealt if s.split == split) for split in splits]
+    mixed = [
+        Sample(
+            source=s.source, label=s.label, split=s.split, patient="Doe" if s in torn else str(k)
+        )
+        for k, s in enumerate(dealt)
+    ]
+    with pytest.raises(DataUnfit, match="more than one split: Doe"):
+        build(mixed)
+
+
+@pytest.mark.parametrize("splits", [("test", ""), ("train", "val", "test", "")])
+def test_a_patient_with_a_split_and_without_one_is_refused(
+    images: list[Sample], splits: tuple[str, ...]
+) -> None:
+    dealt = [
+        Sample(source=s.source, label=s.label, patient=f"p{k // 4}", split=splits[k % len(splits)])
+        for k, s in enumerate(images)
+    ]
+    with pytest.raises(DataUnfit, match="more than one split: p0"):
+        build(dealt)
+
+
+def test_repeated_pixels_are_left_out_whatever_the_file_is_called(
+    images: list[Sample], tmp_path: Path
+) -> None:
+    first = Path(images[0].source)
+    copy = shutil.copy(first, tmp_path / "copy.png")
+    with Image.open(first) as image:
+        np.save(tmp_path / "other format.npy", np.asarray(image))
+    more = [
+        Sample(source=str(copy), label="a"),
+        Sample(source=str(tmp_path / "other format.npy"), label="a"),
+    ]
+    dataset = build([*images, *more])
+    expected = f"same pixels as {first}"
+    assert reasons(dataset) == {"copy.png": expected, "other format.npy": expected}
+    assert sum(map(len, dataset.images.values())) == 24
+
+
+def test_real_dicom_in_another_encoding_is_a_duplicate(
+    images: list[Sample], pydicom_files: Path
+) -> None:
+    names = ("MR_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm")
+    more = [Sample(source=str(pydicom_files / name), label="a") for name in names]
+    dataset = build([*images, *more])
+    expected = f"same pixels as {pydicom_files / 'MR_small.dcm'}"
+    assert reasons(dataset) == dict.fromkeys(names[1:], expected)
+
+
+def test_every_copy_with_two_labels_is_left_out(images: list[Sample], tmp_path: Path) -> None:
+    shutil.copy(images[0].source, tmp_path / "again.png")
+    dataset = build([*images, Sample(source=str(tmp_path / "again.png"), label="b")])
+    expected = "the same pixels are labelled a and b"
+    assert reasons(dataset) == {"00.png": expected, "again.png": expected}
+
+
+def test_a_duplicate_is_kept_where_the_evaluation_needs_it(
+    images: list[Sample], tmp_path: Path
+) -> None:
+    dealt = given(images, "train", "val", "test")
+    shutil.copy(dealt[0].source, tmp_path / "twin.png")
+    twin = Sample(source=str(tmp_path / "twin.png"), label="a", split="test")
+    dataset = build([*dealt, twin])
+    assert reasons(dataset) == {"00.png": f"same pixels as {tmp_path / 'twin.png'}"}
+    assert str(tmp_path / "twin.png") in {i.sample.source for i in dataset.images["test"]}
+
+
+def truncated(path: Path, pydicom_files: Path) -> None:
+    path.write_bytes((pydicom_files / "CT_small.dcm").read_bytes()[:5000])
+
+
+def nan(path: Path, _: Path) -> None:
+    values = np.zeros((8, 8), np.float32)
+    values[3, 4] = np.nan
+    np.save(path.with_suffix(".npy"), values)
+    path.with_suffix(".npy").rename(path)
+
+
+def half_a_png(path: Path, _: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(
+        path, "PNG"
+    )
+    path.write_bytes(path.read_bytes()[:1500])
+
+
+def in_colour(path: Path, _: Path) -> None:
+    Image.fromarray(np.full((8, 8, 3), (200, 30, 30), np.uint8)).save(path, "PNG")
+
+
+def transparent(path: Path, _: Path) -> None:
+    Image.fromarray(np.full((8, 8, 4), 100, np.uint8)).save(path, "PNG")
+
+
+def pickled(path: Path, _: Path) -> None:
+    np.save(path.with_suffix(".npy"), np.array([{}], object))
+    path.with_suffix(".npy").rename(path)
+
+
+BAD = {
+    "zero bytes": (lambda path, _: path.write_bytes(b""), "the file is empty"),
+    "text": (lambda path, _: path.write_text("no image"), "neither DICOM nor PNG, JPEG or NPY"),
+    "truncated DICOM": (truncated, "cut short"),
+    "truncated PNG": (half_a_png, "damaged PNG or JPEG file"),
+    "a plan": (lambda path, files: shutil.copy(files / "rtplan.dcm", path), "without an image"),
+    "a report": (lambda path, files: shutil.copy(files / "reportsi.dcm", path), "without an image"),
+    "an ECG": (
+        lambda path, files: shutil.copy(files / "waveform_ecg.dcm", path),
+        "without an image",
+    ),
+    "pixels cut off": (
+        lambda path, files: shutil.copy(files / "MR_truncated.dcm", path),
+        "cannot be decoded",
+    ),
+    "NaN": (nan, "the pixels hold NaN or infinity"),
+    "colour for a grey model": (in_colour, "colour image; the model expects a grey one"),
+    "transparent": (transparent, "partly transparent"),
+    "pickled objects": (pickled, "damaged NPY file"),
+    "gone": (lambda *_: None, "no such file"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_cannot_be_used_is_listed_and_left_out(
+    kind: str, images: list[Sample], tmp_path: Path, pydicom_files: Path
+) -> None:
+    make, reason = BAD[kind]
+    make(tmp_path / "odd", pydicom_files)
+    dataset = build([*images, Sample(source=str(tmp_path / "odd"), label="b", split="")])
+    assert list(reasons(dataset)) == ["odd"]
+    assert reason in reasons(dataset)["odd"]
+    assert str(tmp_path) not in reasons(dataset)["odd"]  # it is listed beside its reason
+    assert dataset.excluded[0].label == "b"
+    assert sum(map(len, dataset.images.values())) == 24
+
+
+def test_all_frames_of_a_file_are_images_of_one_patient(
+    images: list[Sample], pydicom_files: Path, tmp_path: Path
+) -> None:
+    cine = pydicom.dcmread(pydicom_files / "MR_small.dcm")
+    stored = cine.pixel_array
+    cine.NumberOfFrames = 3
+    cine.PixelData = np.stack([np.roll(stored, n) for n in (0, 5, 5)]).tobytes()
+    cine.save_as(tmp_path / "cine.dcm")
+    scan = Sample(source=str(tmp_path / "cine.dcm"), label="a")
+    dataset = build([*images, scan])
+    frames = [i for name in SPLITS for i in dataset.images[name] if i.sample == scan]
+    count = pydicom.dcmread(scan.source, stop_before_pixels=True).NumberOfFrames
+    assert len(frames) + len(dataset.excluded) == count > 1
+    assert len({i.split for i in frames}) == len({i.patient for i in frames}) == 1
+
+
+def test_one_class_is_refused(images: list[Sample]) -> None:
+    with pytest.raises(DataUnfit, match=r"one class only \(a\)"):
+        build([s for s in images if s.label == "a"])
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_class_that_training_lacks_is_refused(images: list[Sample], split: str) -> None:
+    dealt = given(images, "train", "val", "test")
+    stranger = Sample(source=images[0].source, label="rare", split=split)
+    with pytest.raises(DataUnfit, match=f"class rare is in {split} and has no training images"):
+        build([*dealt, stranger])
+
+
+def test_a_class_that_validation_lacks_is_refused(images: list[Sample]) -> None:
+    dealt = [s for s in given(images, "train", "val") if (s.label, s.split) != ("b", "val")]
+    with pytest.raises(DataUnfit, match="class b has no usable validation images: the data give"):
+        build(dealt)
+
+
+def test_a_class_without_a_usable_image_is_refused_with_the_reason(images: list[Sample]) -> None:
+    for sample in images:
+        if sample.label == "b":
+            Path(sample.source).write_bytes(b"")
+    expected = (
+        "class b has no usable training images: 12 were left out, 12 because: the file is empty"
+    )
+    with pytest.raises(DataUnfit, match=expected):
+        build(images)
+
+
+def test_too_few_patients_are_refused(images: list[Sample]) -> None:
+    one_each = [Sample(source=s.source, label=s.label, patient=s.label) for s in images]
+    with pytest.raises(DataUnfit, match="2 patients cannot make 3 splits"):
+        build(one_each)
+
+
+def test_the_fingerprint_tells_pixels_labels_and_splits_and_nothing_else(
+    images: list[Sample], tmp_path: Path
+) -> None:
+    dealt = given(images, "train", "val", "test")
+    first = build(dealt).fingerprint
+    assert first.startswith("sha256:")
+    moved = tmp_path / "moved.png"
+    shutil.copy(dealt[5].source, moved)
+    renamed = [*dealt[:5], Sample(source=str(moved), label="a", split=dealt[5].split), *dealt[6:]]
+    assert build(renamed[::-1]).fingerprint == first
+    fewer = build(dealt[:-1]).fingerprint
+    swapped = build(given(images, "train", "test", "val")).fingerprint
+    relabelled = build(
+        [*dealt[:-1], Sample(source=dealt[-1].source, label="a", split=dealt[-1].split)]
+    ).fingerprint
+    assert len({first, fewer, swapped, relabelled}) == 4
+
+
+def test_progress_is_counted_by_samples(images: list[Sample]) -> None:
+    seen = []
+
+    def track(items):
+        for item in items:
+            seen.append(item)
+            yield item
+
+    build_dataset(images, GREY, DataConfig(), seed=0, track=track)
+    assert len(seen) == len(images)
+
+
+def test_splits_csv_lists_every_image_and_what_was_left_out(
+    images: list[Sample], tmp_path: Path
+) -> None:
+    Path(images[0].source).write_bytes(b"")
+    dataset = build(images)
+    write_splits(tmp_path / "splits.csv", dataset)
+    with (tmp_path / "splits.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 24
+    assert Counter(row["split"] for row in rows) == {
+        **{name: len(dataset.images[name]) for name in SPLITS},
+        "": 1,
+    }
+    [left] = [row for row in rows if row["reason"]]
+    assert (left["source"], left["label"]) == (images[0].source, "a")
+    assert left["reason"] == "the file is empty"
+    assert all(Path(row["source"]).is_absolute() for row in rows)
+
+
+def test_a_split_is_read_again_pixel_by_pixel(lung: Path, tmp_path: Path) -> None:
+    dataset = build(find_samples(lung, DataConfig()))
+    write_splits(tmp_path / "splits.csv", dataset)
+    for name in SPLITS:
+        found, missing = read_again(tmp_path / "splits.csv", name, GREY)
+        assert missing == []
+        again, first = image_set(found, dataset.classes), dataset.split(name)
+        np.testing.assert_array_equal(again.pixels, first.pixels)
+        np.testing.assert_array_equal(again.labels, first.labels)
+        np.testing.assert_array_equal(again.patients, first.patients)
+    sources = [s.source for s in read_splits(tmp_path / "splits.csv", "val")]
+    assert sources == list(dict.fromkeys(dataset.split("val").sources))
+
+
+def test_reading_again_reports_what_changed_or_is_gone(
+    images: list[Sample], tmp_path: Path, write_image: Callable
+) -> None:
+    dataset = build(images)
+    write_splits(tmp_path / "splits.csv", dataset)
+    changed, gone, *kept = dataset.split("train").sources
+    write_image(Path(changed), 999)
+    Path(gone).unlink()
+    found, missing = read_again(tmp_path / "splits.csv", "train", GREY)
+    assert [image.sample.source for image in found] == kept
+    assert {left.source: left.reason for left in missing} == {
+        changed: "its pixels have changed since training",
+        gone: "no such file",
+    }
+    some, _ = read_again(tmp_path / "splits.csv", "train", GREY, at_most=3)
+    assert len(some) <= 3
+
+
+def test_an_output_that_cannot_be_written_is_named(images: list[Sample], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OutputNotWritten, match=r"splits\.csv was not written"):
+        write_splits(tmp_path / "file" / "splits.csv", build(images))

@@ -1,0 +1,287 @@
+"""Metrics are scikit-learn's, intervals come from patients, the threshold is Youden's."""
+
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+import sklearn.metrics as skm
+from numpy.typing import NDArray
+
+from medtl_runtime.modelfile import OperatingPoint
+from medtl_train.metrics import (
+    NAMES,
+    Scored,
+    choose_operating_point,
+    cross_entropy,
+    evaluate,
+    measure,
+    measure_with_intervals,
+)
+
+BINARY = ("healthy", "lesion")
+
+
+def scored(
+    labels: NDArray,
+    probabilities: NDArray,
+    *,
+    patients: NDArray | None = None,
+    positive: str | None = None,
+    threshold: float = 0.5,
+) -> Scored:
+    """Return images with what a model says of them; two classes have a threshold."""
+    k = probabilities.shape[1]
+    classes = BINARY if k == 2 else tuple(f"class {i}" for i in range(k))
+    point = OperatingPoint()
+    if k == 2:
+        positive = positive or "lesion"
+        point = OperatingPoint(rule="threshold", positive=positive, threshold=threshold)
+    if patients is None:
+        patients = np.array([f"p{i}" for i in range(len(labels))])
+    return Scored(
+        labels=labels, probabilities=probabilities, patients=patients, classes=classes, point=point
+    )
+
+
+def drawn(n: int, k: int, seed: int = 0, *, ties: bool = False, skill: float = 1.0) -> Scored:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, k, n)
+    logits = rng.normal(size=(n, k)) + skill * np.eye(k)[labels]
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    if ties:
+        chances = np.round(chances, 1)
+        chances[:, 0] = 1 - chances[:, 1:].sum(1)
+    return scored(labels, chances)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("positive", BINARY)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_two_classes_are_measured_as_by_scikit_learn(
+    weighted: bool, ties: bool, positive: str, seed: int
+) -> None:
+    one = drawn(150, 2, seed, ties=ties)
+    one = scored(one.labels, one.probabilities, positive=positive, threshold=0.4)
+    weights = np.random.default_rng(9).integers(0, 4, 150).astype(float) if weighted else None
+    column = BINARY.index(positive)
+    truth, scores = one.labels == column, one.probabilities[:, column]
+    called = scores >= 0.4
+    given = {"sample_weight": weights}
+    assert measure(one, weights) == pytest.approx(
+        {
+            "auroc": skm.roc_auc_score(truth, scores, **given),
+            "average_precision": skm.average_precision_score(truth, scores, **given),
+            "accuracy": skm.accuracy_score(truth, called, **given),
+            "balanced_accuracy": skm.balanced_accuracy_score(truth, called, **given),
+            "f1": skm.f1_score(truth, called, **given),
+            "recall": skm.recall_score(truth, called, **given),
+            "precision": skm.precision_score(truth, called, **given),
+            "specificity": skm.recall_score(~truth, ~called, **given),
+        },
+        abs=1e-12,
+    )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ties", [False, True])
+def test_several_classes_are_measured_one_against_the_rest(weighted: bool, ties: bool) -> None:
+    one = drawn(200, 4, ties=ties)
+    weights = np.random.default_rng(9).integers(0, 4, 200).astype(float) if weighted else None
+    truth, called = one.labels, one.probabilities.argmax(1)
+    given = {"sample_weight": weights}
+    specificities = [skm.recall_score(truth != k, called != k, **given) for k in range(4)]
+    rankings = {
+        name: np.mean([score(truth == k, one.probabilities[:, k], **given) for k in range(4)])
+        for name, score in (
+            ("auroc", skm.roc_auc_score),
+            ("average_precision", skm.average_precision_score),
+        )
+    }
+    assert measure(one, weights) == pytest.approx(
+        {
+            **rankings,
+            "accuracy": skm.accuracy_score(truth, called, **given),
+            "balanced_accuracy": skm.balanced_accuracy_score(truth, called, **given),
+            "f1": skm.f1_score(truth, called, average="macro", **given),
+            "recall": skm.recall_score(truth, called, average="macro", **given),
+            "precision": skm.precision_score(truth, called, average="macro", **given),
+            "specificity": np.mean(specificities),
+        },
+        abs=1e-12,
+    )
+    if not weighted and not ties:
+        own = skm.roc_auc_score(truth, one.probabilities, multi_class="ovr", average="macro")
+        assert rankings["auroc"] == pytest.approx(own)
+
+
+def test_names_lists_what_is_measured() -> None:
+    assert set(measure(drawn(30, 2))) == set(NAMES)
+
+
+@pytest.mark.parametrize(("skill", "expected"), [(50.0, 1.0), (-50.0, 0.0)])
+def test_a_perfect_order_and_its_reverse_are_the_ends_of_the_scale(
+    skill: float, expected: float
+) -> None:
+    assert measure(drawn(40, 2, skill=skill))["auroc"] == expected
+
+
+def test_a_model_that_says_one_thing_has_an_auroc_of_one_half() -> None:
+    labels = np.array([0, 1, 1, 0, 1])
+    found = measure(scored(labels, np.full((5, 2), 0.5)))
+    assert found["auroc"] == pytest.approx(0.5)
+    assert found["average_precision"] == pytest.approx(3 / 5)
+
+
+def test_a_class_that_is_never_called_has_no_precision_and_counts_as_zero() -> None:
+    labels = np.array([0, 1, 0, 1])
+    found = measure(scored(labels, np.array([[0.9, 0.1]] * 4)))
+    assert (found["precision"], found["recall"], found["f1"]) == (0, 0, 0)
+    assert (found["specificity"], found["accuracy"]) == (1, 0.5)
+
+
+def test_without_the_other_class_what_needs_it_is_not_a_number() -> None:
+    found = measure(scored(np.ones(3, int), np.array([[0.4, 0.6], [0.1, 0.9], [0.7, 0.3]])))
+    undefined = {name for name, value in found.items() if math.isnan(value)}
+    assert undefined == {"auroc", "average_precision", "balanced_accuracy", "specificity"}
+    assert found["recall"] == pytest.approx(2 / 3)
+
+
+def test_a_class_without_weight_is_as_good_as_missing() -> None:
+    one = scored(np.array([0, 1, 1]), np.array([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7]]))
+    assert math.isnan(measure(one, np.array([0.0, 1.0, 2.0]))["auroc"])
+    assert measure(one, np.array([1.0, 1.0, 0.0]))["auroc"] == 1
+
+
+def test_weights_count_images_so_many_times() -> None:
+    one = drawn(60, 3)
+    weights = np.random.default_rng(2).integers(0, 4, 60)
+    again = np.repeat(np.arange(60), weights)
+    repeated = scored(one.labels[again], one.probabilities[again])
+    assert measure(one, weights.astype(float)) == pytest.approx(measure(repeated), abs=1e-12)
+
+
+def test_an_interval_holds_its_value_and_has_a_width() -> None:
+    found = measure_with_intervals(drawn(80, 2), seed=0, resamples=200)
+    for name, metric in found.items():
+        assert metric["low"] < metric["value"] < metric["high"], name
+        assert metric["low"] >= 0
+        assert metric["high"] <= 1
+
+
+def test_intervals_hang_on_the_seed_alone() -> None:
+    one = drawn(50, 2)
+    first = measure_with_intervals(one, seed=3, resamples=50)
+    assert measure_with_intervals(one, seed=3, resamples=50) == first
+    assert measure_with_intervals(one, seed=4, resamples=50) != first
+
+
+def test_intervals_are_quantiles_over_patients_drawn_with_replacement() -> None:
+    one = drawn(40, 2)
+    one = scored(
+        one.labels, one.probabilities, patients=np.array([f"p{i // 4}" for i in range(40)])
+    )
+    found = measure_with_intervals(one, seed=0, resamples=4000)["accuracy"]
+    right = (one.labels == one.predicted).reshape(10, 4).mean(1)
+    draws = np.random.default_rng(1).integers(0, 10, (20000, 10))
+    expected = np.quantile(right[draws].mean(1), [0.025, 0.975])
+    np.testing.assert_allclose([found["low"], found["high"]], expected, atol=0.026)
+
+
+def test_more_images_of_the_same_patients_make_no_interval_narrower() -> None:
+    one = drawn(60, 2)
+    again = np.repeat(np.arange(60), 5)
+
+    def width(patients: NDArray, index: NDArray) -> float:
+        given = scored(one.labels[index], one.probabilities[index], patients=patients)
+        metric = measure_with_intervals(given, seed=0, resamples=400)["auroc"]
+        return metric["high"] - metric["low"]
+
+    alone = width(one.patients, np.arange(60))
+    assert width(one.patients[again], again) == pytest.approx(alone)
+    as_if_strangers = width(np.arange(300).astype(str), again)
+    assert as_if_strangers < 0.6 * alone
+
+
+def test_ninety_five_percent_intervals_cover_the_truth_about_so_often() -> None:
+    distance = 1.2
+    truth = statistics.NormalDist().cdf(distance / math.sqrt(2))  # AUROC of two normal densities
+    covered = 0
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        labels = np.repeat([0, 1], 40)
+        chances = 1 / (1 + np.exp(-(rng.normal(size=80) + distance * labels)))
+        one = scored(labels, np.stack([1 - chances, chances], 1))
+        metric = measure_with_intervals(one, seed=seed, resamples=150)["auroc"]
+        covered += metric["low"] <= truth <= metric["high"]
+    assert 0.86 < covered / 150 < 0.995
+
+
+def test_an_evaluation_is_json_and_undefined_metrics_are_null() -> None:
+    labels = np.ones(3, int)
+    found = evaluate(scored(labels, np.array([[0.4, 0.6], [0.1, 0.9], [0.7, 0.3]])), seed=0)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["metrics"]["auroc"] == {"value": None, "low": None, "high": None}
+    assert found["metrics"]["accuracy"]["value"] == pytest.approx(2 / 3)
+    assert (found["images"], found["patients"]) == (3, 3)
+
+
+@pytest.mark.parametrize("k", [2, 5])
+def test_the_confusion_matrix_has_the_truth_in_its_rows(k: int) -> None:
+    one = drawn(100, k)
+    expected = skm.confusion_matrix(one.labels, one.predicted, labels=range(k))
+    assert evaluate(one, seed=0)["confusion"] == expected.tolist()
+
+
+def test_cross_entropy_is_the_mean_negative_log_likelihood() -> None:
+    one = drawn(30, 3)
+    expected = -np.log(one.probabilities[np.arange(30), one.labels]).mean()
+    assert cross_entropy(one.labels, one.probabilities) == pytest.approx(expected)
+
+
+def youden(labels: NDArray, scores: NDArray, threshold: float) -> float:
+    called = scores >= threshold
+    return called[labels == 1].mean() - called[labels == 0].mean()
+
+
+@pytest.mark.parametrize("positive", BINARY)
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_no_threshold_has_a_higher_youden_index(positive: str, ties: bool, seed: int) -> None:
+    one = drawn(60, 2, seed, ties=ties)
+    point = choose_operating_point(one.labels, one.probabilities, BINARY, positive)
+    assert (point.rule, point.positive) == ("threshold", positive)
+    scores = one.probabilities[:, BINARY.index(positive)]
+    labels = (one.labels == BINARY.index(positive)).astype(int)
+    best = max(youden(labels, scores, t) for t in [*np.unique(scores), 2.0])
+    assert youden(labels, scores, point.threshold) == pytest.approx(best)
+    assert not np.isclose(scores, point.threshold, rtol=0, atol=1e-9).any()
+    assert "60 validation images" in point.chosen
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-6, 1e-9])
+def test_the_threshold_divides_probabilities_however_small(scale: float) -> None:
+    scores = scale * np.array([1.0, 2.0, 3.0, 4.0])
+    labels = np.array([0, 0, 1, 1])
+    for column in (scores, 1 - scores[::-1]):
+        chances = np.stack([1 - column, column], 1)
+        point = choose_operating_point(labels, chances, BINARY, "lesion")
+        called = [point.decide(BINARY, row) for row in chances]
+        assert called == ["healthy", "healthy", "lesion", "lesion"]
+
+
+def test_a_model_that_says_one_thing_gets_a_threshold_that_can_be_stored() -> None:
+    labels = np.array([0, 1, 0, 1])
+    point = choose_operating_point(labels, np.full((4, 2), 0.5), BINARY, "lesion")
+    assert 0 <= point.threshold <= 1
+
+
+def test_a_model_that_is_always_wrong_is_not_turned_round() -> None:
+    labels = np.array([0, 0, 1, 1])
+    scores = np.array([0.9, 0.8, 0.2, 0.1])
+    chances = np.stack([1 - scores, scores], 1)
+    point = choose_operating_point(labels, chances, BINARY, "lesion")
+    assert 0 <= point.threshold <= 1
+    assert youden(labels, scores, point.threshold) == 0

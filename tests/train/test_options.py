@@ -1,0 +1,71 @@
+"""Options, their help and config.toml are all made from the same fields."""
+
+import dataclasses
+import tomllib
+from typing import get_args
+
+import pytest
+
+from medtl_train.config import TrainConfig
+from medtl_train.options import config_from, flat, parameters, to_toml
+
+
+def test_every_field_is_one_option_with_its_explanation_and_default() -> None:
+    made = {p.name: p for p in parameters()}
+    assert set(made) == set(flat(TrainConfig()))
+    for name, value in flat(TrainConfig()).items():
+        assert made[name].default == value
+        _, option = get_args(made[name].annotation)
+        assert option.help.endswith((".", "!")), name
+
+
+def test_no_two_groups_share_a_name() -> None:
+    names = [f.name for g in dataclasses.fields(TrainConfig) for f in dataclasses.fields(g.default)]
+    assert len(names) == len(set(names))
+
+
+def spelt(name: str) -> str:
+    """Return how a field is written on the command line."""
+    [parameter] = [p for p in parameters() if p.name == name]
+    _, option = get_args(parameter.annotation)
+    return option.default  # within Annotated, typer keeps an option's first name here
+
+
+@pytest.mark.parametrize(
+    ("name", "spelling"),
+    [
+        ("from_run", "--from"),
+        ("l2_sp", "--l2-sp"),
+        ("augment", "--augment/--no-augment"),
+        ("offline", "--offline/--no-offline"),
+        ("hflip", "--hflip/--no-hflip"),
+        ("epochs", "--epochs"),
+    ],
+)
+def test_names_are_spelt_as_on_a_command_line(name: str, spelling: str) -> None:
+    assert spelt(name) == spelling
+
+
+CHANGED = {
+    "label_column": 'the "finding"\\path\ttab — Befund',
+    "positive": "lésion",
+    "from_run": "runs/a b",
+    "window": "-600,1500",
+    "lr": 1e-05,
+    "l2": 1e20,
+    "seed": 2**40,
+    "hflip": True,
+    "augment": False,
+    "test_fraction": 0.0,
+}
+
+
+def test_toml_says_the_same_as_the_configuration() -> None:
+    config = config_from({**flat(TrainConfig()), **CHANGED})
+    text = to_toml(config)
+    names = {spelt(name).split("/")[0].removeprefix("--"): name for name in flat(config)}
+    read = {names[key]: value for key, value in tomllib.loads(text).items()}
+    missing = {name: None for name in flat(config) if name not in read}
+    assert config_from({**read, **missing}) == config
+    assert to_toml(config_from({**read, **missing})) == text
+    assert set(missing) == {"arch", "weights", "weight_decay"}

@@ -1,0 +1,85 @@
+"""Where a network starts: its architecture and its first weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from medtl_models.network import Network
+from medtl_models.weights import Loaded, fetch_imagenet, load_file, load_imagenet, load_network
+from medtl_runtime.errors import UsageError
+from medtl_train import checkpoint as checkpoints
+from medtl_train.checkpoint import About, Checkpoint
+from medtl_train.config import NetworkConfig
+from medtl_train.console import Reporter
+from medtl_train.errors import RunUnfit
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Origin:
+    """An architecture and a place with weights for it, known to be there."""
+
+    arch: str
+    weights: str
+    """``run``, ``imagenet``, ``none`` or a file's path."""
+    run: Checkpoint | None = None
+
+
+def find_origin(config: NetworkConfig) -> Origin:
+    """Find the weights to start from, before any image is read.
+
+    Raises
+    ------
+    RunUnfit
+        The run to start from is of another architecture than the one asked for.
+    UsageError
+        There are no such weights: see `fetch_imagenet` and `load_run`.
+    """
+    if config.from_run is not None:
+        saved = checkpoints.load_run(Path(config.from_run))
+        arch = config.arch or saved.about.arch
+        if saved.about.arch != arch:
+            raise RunUnfit(f"{config.from_run} is a {saved.about.arch}, not a {arch}")
+        return Origin(arch=arch, weights="run", run=saved)
+    arch, weights = config.arch or "resnet18", config.weights or "imagenet"
+    if weights == "imagenet":
+        fetch_imagenet(arch, offline=config.offline)
+    elif weights != "none" and not Path(weights).is_file():
+        raise UsageError(f"--weights {weights}: expected imagenet, none or a file of weights")
+    return Origin(arch=arch, weights=weights)
+
+
+def build_network(
+    origin: Origin, about: About, config: NetworkConfig, *, seed: int, reporter: Reporter
+) -> tuple[Network, Loaded]:
+    """Return the network with its first weights, and what was taken from where.
+
+    Raises
+    ------
+    WeightsUnfit
+        The weights are of another architecture, or damaged.
+    """
+    torch.manual_seed(seed)
+    network = about.build()
+    loaded = _load(network, origin, about, config)
+    reporter.note(f"{origin.arch}, weights: {loaded.source}")
+    if loaded.skipped:
+        reporter.note(f"{len(loaded.skipped)} tensors of it are not used:")
+        for line in loaded.skipped:
+            reporter.note(f"  {line}")
+    return network, loaded
+
+
+def _load(network: Network, origin: Origin, about: About, config: NetworkConfig) -> Loaded:
+    if origin.run is not None:
+        return load_network(
+            network,
+            origin.run.network,
+            source=str(config.from_run),
+            same_classes=origin.run.about.classes == about.classes,
+        )
+    if origin.weights == "none":
+        return Loaded(source="none (random initialisation)", tensors=0, skipped=())
+    if origin.weights == "imagenet":
+        return load_imagenet(network, offline=config.offline)
+    return load_file(network, Path(origin.weights))
