@@ -1,6 +1,7 @@
 """Runs the network; an engine is a protocol, so that tests and others can bring their own."""
 
 import ctypes
+import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -160,14 +161,36 @@ def _onnxruntime():
     return onnxruntime
 
 
+def may_saturate(cpu_flags: str | None = None) -> bool:
+    """Whether u8 x s8 products may saturate on this processor, and int8 models lose accuracy.
+
+    x86 processors without VNNI add such products in 16 bits. ONNX Runtime's option
+    ``session.x64quantprecision`` takes exact kernels there; they take twice the time, and they are
+    taken on processors with VNNI too, so it is set only where it is needed.
+
+    Parameters
+    ----------
+    cpu_flags
+        The processor's features as Linux names them; those of this machine by default. Where they
+        cannot be read, the answer is yes.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86"):
+        return False
+    if cpu_flags is None:
+        try:
+            cpu_flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        except OSError:
+            return True
+    return not {"avx512_vnni", "avx_vnni"} & set(cpu_flags.split())
+
+
 def _options(runtime, threads: int | None):
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # failures come as exceptions
     if threads is not None:
         options.intra_op_num_threads = threads
-    # Without VNNI, the sums of u8 x s8 products saturate at 16 bits and int8 models silently lose
-    # accuracy; this takes the exact kernels there. On a CPU with VNNI it changes nothing.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if may_saturate():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

@@ -1,6 +1,7 @@
 """ONNX Runtime on tiny real graphs, and every way in which a file is no medtl model."""
 
 import ctypes
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from medtl_runtime.engine import OnnxRuntimeEngine, Session
+from medtl_runtime.engine import OnnxRuntimeEngine, Session, may_saturate
 from medtl_runtime.errors import DeviceUnavailable, ModelUnusable, UsageError
 from medtl_runtime.modelfile import METADATA_KEY
 from medtl_runtime.recipe import FULL_SCALE, HeaderVoi, Recipe, as_batch
@@ -247,3 +248,17 @@ def test_without_onnx_runtime_the_command_to_install_it_is_told(tiny_model: Path
     assert finished.returncode == 2
     (line,) = finished.stderr.splitlines()
     assert line.startswith('error: no engine is installed: pip install "medtl[cpu]"')
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="not an x86 processor")
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags : fpu avx2 avx512f avx512_vnni", False),
+        ("flags : fpu avx2 avx_vnni", False),
+        ("flags : fpu avx2 avx512f avx512_vnni_like", True),
+        ("flags : fpu avx2", True),
+    ],
+)
+def test_int8_products_may_saturate_on_x86_without_vnni(flags: str, expected: bool) -> None:
+    assert may_saturate(flags) is expected
