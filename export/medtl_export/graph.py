@@ -21,7 +21,7 @@ def to_onnx(network: Network, recipe: Recipe) -> onnx.ModelProto:
     """
     folded = fold_input(network).cpu().eval()
     example = torch.rand(2, recipe.channels, *recipe.size)
-    with _silenced():
+    with silenced("torch.onnx"):
         program = torch.onnx.export(
             folded,
             (example,),
@@ -37,9 +37,9 @@ def to_onnx(network: Network, recipe: Recipe) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _silenced():
-    """Keep the tracer's chatter about its own deprecations from the user."""
-    logger = logging.getLogger("torch.onnx")
+def silenced(name: str):
+    """Keep a library's chatter about itself from the user: its logger, warnings and stdout."""
+    logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

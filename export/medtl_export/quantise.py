@@ -1,12 +1,11 @@
 """Static int8 quantisation for ONNX Runtime's CPU provider: QDQ, U8S8, per channel.
 
-The choices, with measurements, are those of docs: ranges are minimum and maximum (entropy loses
+Ranges are minimum and maximum (entropy loses
 accuracy on efficient networks); weights are signed and per output channel, activations unsigned;
 only operators are quantised that have int8 kernels or pass int8 through, because an island of
 float in between costs more than it saves; the head stays in float, which keeps CAMs exact.
 """
 
-import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from medtl_export.graph import head_nodes, without_traces
+from medtl_export.graph import head_nodes, silenced, without_traces
 from medtl_runtime.modelfile import INPUT
 from medtl_runtime.recipe import as_batch
 
@@ -50,8 +49,7 @@ def quantise(model: onnx.ModelProto, pixels: NDArray[np.uint16]) -> onnx.ModelPr
     )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    logging.getLogger("root").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, silenced("root"):
         given, prepared, made = (Path(folder, name) for name in ("given", "prepared", "int8"))
         onnx.save(model, given)
         # Infers shapes and fuses what is left of BatchNormalization.

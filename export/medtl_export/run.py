@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 
 from medtl_export import compare, graph
 from medtl_export import quantise as quantisation
@@ -87,14 +88,15 @@ def export(
     summary = _summary(run)
     note(f"{run}: {saved.about.arch}, reading validation images")
     val = _images(run, "val", saved.about)
-    scored = _scored(val, saved.about, summary)
 
     note("tracing")
     network = saved.restore()
     float_model = graph.to_onnx(network, saved.about.recipe)
     reference = predict_logits(network, val.pixels, torch.device("cpu"))
+    scored = _scored(val, saved.about, summary, reference)
     float_session = Session(float_model.SerializeToString(), device="cpu")
-    parity = compare.check_parity(reference, compare.run_all(float_session, val.pixels), scored)
+    float_logits = compare.run_all(float_session, val.pixels)
+    parity = compare.check_parity(reference, float_logits, scored)
     note(
         f"parity with torch on {parity.images} validation images: "
         f"max |Δlogit| {parity.largest_difference:.2g}, {parity.flips} flips"
@@ -107,7 +109,8 @@ def export(
         model = quantisation.quantise(float_model, train.pixels)
         session = Session(model.SerializeToString(), device="cpu")
         note("comparing fp32 and int8")
-        account = _account(model, float_session, session, scored, val, len(train))
+        before = compare.with_logits(scored, float_logits)
+        account = _account(model, float_session, session, before, val, len(train))
         require_better(account, max_drop)
 
     description = _describe(path.stem, saved.about, summary, model, session, account, parity)
@@ -140,12 +143,13 @@ def _images(run: Path, split: str, about: About, at_most: int | None = None) -> 
     return image_set(images, about.classes)
 
 
-def _scored(val: ImageSet, about: About, summary: dict[str, Any]) -> metrics.Scored:
-    """Return the validation images with uniform probabilities, to be replaced by a network's."""
-    classes = len(about.classes)
+def _scored(
+    val: ImageSet, about: About, summary: dict[str, Any], logits: NDArray[np.float32]
+) -> metrics.Scored:
+    """Return the validation images with what a network says of them; ``logits`` are N x K."""
     return metrics.Scored(
         labels=val.labels,
-        probabilities=probabilities(np.zeros((len(val), classes)), 1.0),
+        probabilities=probabilities(logits, 1.0),
         patients=val.patients,
         classes=about.classes,
         point=OperatingPoint(**summary["operating_point"]),
@@ -156,13 +160,12 @@ def _account(
     model: onnx.ModelProto,
     float_session: Session,
     session: Session,
-    scored: metrics.Scored,
+    before: metrics.Scored,
     val: ImageSet,
     calibration_images: int,
 ) -> dict[str, Any]:
     """Measure fp32 against int8 and return the quantisation account of the model file."""
-    before = compare.with_logits(scored, compare.run_all(float_session, val.pixels))
-    after = compare.with_logits(scored, compare.run_all(session, val.pixels))
+    after = compare.with_logits(before, compare.run_all(session, val.pixels))
     latency = compare.compare_latency(float_session, session, val.pixels)
     return {
         "scheme": quantisation.SCHEME,

@@ -20,8 +20,6 @@ from medtl_runtime.shelf import find_model
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-    type_of_scan = str | Path | Dataset | NDArray
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Result:

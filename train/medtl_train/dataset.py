@@ -320,12 +320,19 @@ def _absolute(source: str) -> str:
 
 def read_splits(path: Path, split: str) -> Iterator[Sample]:
     """Yield the samples of one split from a ``splits.csv``, each file once."""
+    yield from _samples_of(_split_rows(path, split))
+
+
+def _samples_of(rows: Iterable[dict[str, str]]) -> Iterator[Sample]:
     seen = set()
-    for row in _split_rows(path, split):
+    for row in rows:
         if row["source"] not in seen:
             seen.add(row["source"])
             yield Sample(
-                source=row["source"], label=row["label"], patient=row["patient"], split=split
+                source=row["source"],
+                label=row["label"],
+                patient=row["patient"],
+                split=row["split"],
             )
 
 
@@ -350,10 +357,9 @@ def read_again(
     -------
     The images, and what is missing or holds other pixels than it did.
     """
-    digests = {
-        (row["source"], int(row["frame"])): row["digest"] for row in _split_rows(path, split)
-    }
-    samples = list(read_splits(path, split))
+    rows = _split_rows(path, split)
+    digests = {(row["source"], int(row["frame"])): row["digest"] for row in rows}
+    samples = list(_samples_of(rows))
     if at_most is not None and len(samples) > at_most:
         chosen = np.random.default_rng(0).choice(len(samples), at_most, replace=False)
         samples = [samples[i] for i in sorted(chosen)]

@@ -4,7 +4,6 @@ Every epoch draws its order, dropout and augmentation from generators seeded by 
 that no generator's state has to be stored: an interrupted run repeats the epoch it was in.
 """
 
-import copy
 import json
 import math
 import time
@@ -223,13 +222,13 @@ class Fit:
         waited = row["epoch"] - max(progress.best_epoch, first)
         if self.config.patience and waited >= self.config.patience and row["phase"] == self._last():
             progress = replace(progress, stopped_early=True)
-        state = {name: t.detach().cpu().clone() for name, t in self.network.state_dict().items()}
+        state = {name: t.detach().cpu() for name, t in self.network.state_dict().items()}
         if progress.best_epoch == row["epoch"]:
             best = Checkpoint(about=self.about, network=state)
             checkpoints.save(self.folder / "best.pt", best)
         training = {
             "progress": json.dumps(vars(progress)),
-            "optimizer": copy.deepcopy(optimizer.state_dict()),
+            "optimizer": optimizer.state_dict(),
             "anchor": {name: t.cpu() for name, t in self._anchor.items()},
         }
         last = Checkpoint(about=self.about, network=state, training=training)
