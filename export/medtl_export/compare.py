@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl_export.errors import ParityFailed
-from medtl_runtime.modelfile import probabilities
+from medtl_runtime.decision import probabilities
 from medtl_runtime.recipe import as_batch
 from medtl_runtime.selftest import Runs
 from medtl_train import metrics
@@ -37,15 +37,32 @@ class Parity:
     tolerance: float
 
 
-def run_all(network: Runs, pixels: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Return the logits for canonical images, N x K, one image at a time as at the scanner."""
-    return np.concatenate([network.run(as_batch([image]))["logits"] for image in pixels])
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outputs:
+    """What a network says of N images."""
+
+    logits: NDArray[np.float32]
+    """(N, K)."""
+    embeddings: NDArray[np.float32]
+    """(N, D)."""
+
+
+def run_all(network: Runs, pixels: NDArray[np.uint16]) -> Outputs:
+    """Run canonical images, N x C x H x W, one at a time as at the scanner."""
+    found = [network.run(as_batch([image])) for image in pixels]
+    return Outputs(
+        logits=np.concatenate([one["logits"] for one in found]),
+        embeddings=np.concatenate([one["embedding"] for one in found]),
+    )
 
 
 def check_parity(
-    reference: NDArray[np.float32], found: NDArray[np.float32], scored: metrics.Scored
+    reference: NDArray[np.float32],
+    found: NDArray[np.float32],
+    scored: metrics.Scored,
+    temperature: float,
 ) -> Parity:
-    """Compare logits of the same images, N x K.
+    """Compare logits of the same images, N x K; decisions are taken at the temperature.
 
     Raises
     ------
@@ -62,14 +79,18 @@ def check_parity(
     return Parity(
         images=len(found),
         largest_difference=difference,
-        flips=flips(with_logits(scored, reference), with_logits(scored, found)),
+        flips=flips(
+            with_logits(scored, reference, temperature), with_logits(scored, found, temperature)
+        ),
         tolerance=tolerance,
     )
 
 
-def with_logits(scored: metrics.Scored, logits: NDArray[np.float32]) -> metrics.Scored:
+def with_logits(
+    scored: metrics.Scored, logits: NDArray[np.float32], temperature: float
+) -> metrics.Scored:
     """Return the same images with what another network says of them."""
-    return replace(scored, probabilities=probabilities(logits, 1.0))
+    return replace(scored, probabilities=probabilities(logits, temperature))
 
 
 def flips(one: metrics.Scored, other: metrics.Scored) -> int:

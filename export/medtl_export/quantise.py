@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from medtl_export.graph import head_nodes, silenced, without_traces
+from medtl_runtime.engines import import_onnxruntime
 from medtl_runtime.modelfile import INPUT
 from medtl_runtime.recipe import as_batch
 
@@ -41,6 +42,7 @@ def quantise(model: onnx.ModelProto, pixels: NDArray[np.uint16]) -> onnx.ModelPr
     pixels
         Canonical images for calibration, N x C x H x W; one is in memory as float at a time.
     """
+    import_onnxruntime()  # turns its telemetry off
     from onnxruntime.quantization import (
         CalibrationMethod,
         QuantFormat,

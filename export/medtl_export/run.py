@@ -4,40 +4,40 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from medtl_export import compare, graph
+from medtl_export import compare, cutoffs, graph
 from medtl_export import quantise as quantisation
+from medtl_export.compare import Outputs
+from medtl_export.describe import Contents, describe
 from medtl_export.errors import ImagesMissing, QuantisedSlower, QuantisedWorse
-from medtl_runtime import __version__
-from medtl_runtime.engine import OnnxRuntimeEngine, Session
+from medtl_export.intended_use import intended_use
+from medtl_export.settings import Settings
+from medtl_runtime.decision import Decision, OperatingPoint, probabilities
+from medtl_runtime.engines import load_engine
+from medtl_runtime.engines.onnxruntime import Session
 from medtl_runtime.errors import UsageError
 from medtl_runtime.files import refuse_existing, written_whole
-from medtl_runtime.modelfile import (
-    Description,
-    IntendedUse,
-    OperatingPoint,
-    SelfTest,
-    probabilities,
-)
-from medtl_runtime.selftest import self_test, synthetic_logits
+from medtl_runtime.intended_use import IntendedUse
+from medtl_runtime.novelty import EmbeddingReference
+from medtl_runtime.onnxfile import read_model_file
 from medtl_train import checkpoint as checkpoints
 from medtl_train import metrics
 from medtl_train.checkpoint import About
-from medtl_train.dataset import ImageSet, image_set, read_again
+from medtl_train.dataset import ImageSet, image_set, read_again, spread
 from medtl_train.fit import predict_logits
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 _CALIBRATION_IMAGES = 256
-_SEEDS = (1, 2, 3, 4)
-# Of the largest stored logit: float kernels differ in the last digits, int8 kernels by a step of
-# the activations' grid here and there; a saturating kernel is off by far more.
-_SELF_TEST_TOLERANCE = {"fp32": 1e-3, "int8": 5e-2}
+_REFERENCE_IMAGES = 2000
+_REFERENCE_BYTES = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +48,15 @@ class Exported:
     bytes: int
     parity: compare.Parity
     quantised: dict[str, Any] | None
+    decision: Decision
+    intended_use: IntendedUse
 
 
 def export(
     run: Path,
     path: Path,
+    settings: Settings,
     *,
-    quantise: bool,
-    max_drop: float,
     overwrite: bool = False,
     note: Callable[[str], None] = lambda _: None,
 ) -> Exported:
@@ -67,68 +68,100 @@ def export(
         A folder that medtl-train wrote; the images that its ``splits.csv`` names are read again.
     path
         The file to write.
-    quantise
-        Write the int8 model, if it is faster here and loses at most ``max_drop``.
-    max_drop
-        Largest accepted loss of AUROC on the validation set.
     note
         Is told what is being done.
 
     Raises
     ------
-    CheckpointUnusable, UsageError
-        The run cannot be read.
+    CheckpointUnusable, UsageError, ExtraMissing
+        The run or the key cannot be read, or the images are too few for what is asked of them.
     ImagesMissing
         Its images cannot be read any more.
     ParityFailed, QuantisedWorse, QuantisedSlower
         The file would not be what was validated; none is written.
     """
     refuse_existing(path, overwrite=overwrite)
+    key = _key(settings.sign)
     saved = checkpoints.load_run(run)
-    summary = _summary(run)
-    note(f"{run}: {saved.about.arch}, reading validation images")
-    val = _images(run, "val", saved.about)
+    about, summary = saved.about, _summary(run)
+    contract = intended_use(summary["data"]["headers"], settings.intended_use)
+    note(f"{run}: {about.arch}, reading validation images")
+    val = _images(run, "val", about)
+    cutoffs.require_enough(
+        val.labels,
+        about.classes,
+        false_refusal_rate=settings.false_refusal_rate,
+        error_rate=settings.error_rate,
+    )
 
     note("tracing")
-    network = saved.restore()
-    float_model = graph.to_onnx(network, saved.about.recipe)
+    network, temperature = saved.restore(), summary["temperature"]
     reference = predict_logits(network, val.pixels, torch.device("cpu"))
-    scored = _scored(val, saved.about, summary, reference)
-    float_session = Session(float_model.SerializeToString(), device="cpu")
-    float_logits = compare.run_all(float_session, val.pixels)
-    parity = compare.check_parity(reference, float_logits, scored)
+    scored = _scored(val, about, summary, reference)
+    candidate = _candidate(graph.to_onnx(network, about.recipe), val)
+    parity = compare.check_parity(reference, candidate.outputs.logits, scored, temperature)
     note(
         f"parity with torch on {parity.images} validation images: "
         f"max |Δlogit| {parity.largest_difference:.2g}, {parity.flips} flips"
     )
 
-    model, session, account = float_model, float_session, None
-    if quantise:
-        note("calibrating")
-        train = _images(run, "train", saved.about, at_most=_CALIBRATION_IMAGES)
-        model = quantisation.quantise(float_model, train.pixels)
-        session = Session(model.SerializeToString(), device="cpu")
-        note("comparing fp32 and int8")
-        before = compare.with_logits(scored, float_logits)
-        account = _account(model, float_session, session, before, val, len(train))
-        require_better(account, max_drop)
+    novelty = cutoffs.wants_novelty(len(val), settings.false_refusal_rate, note)
+    train = _training_images(run, about, settings, novelty=novelty)
+    account = None
+    if settings.quantise:
+        assert train is not None
+        note("calibrating, then comparing fp32 and int8")
+        candidate, account = _quantised(candidate, train, val, scored, temperature)
+        require_better(account, settings.max_drop)
 
-    description = _describe(path.stem, saved.about, summary, model, session, account, parity)
-    _write(path, graph.described(model, description))
-    return Exported(path=path, bytes=path.stat().st_size, parity=parity, quantised=account)
+    decision, embeddings = _decide(summary, settings, val, candidate, train if novelty else None)
+    contents = Contents(
+        about=about,
+        summary=summary,
+        model=candidate.model,
+        session=candidate.session,
+        parity=parity,
+        quantisation=account,
+        decision=decision,
+        embedding_reference=embeddings,
+        aggregation=settings.aggregation,
+        intended_use=contract,
+    )
+    _write(path, graph.described(candidate.model, describe(path.stem, contents)), key)
+    return Exported(
+        path=path,
+        bytes=path.stat().st_size,
+        parity=parity,
+        quantised=account,
+        decision=decision,
+        intended_use=contract,
+    )
+
+
+def _key(path: Path | None) -> "Ed25519PrivateKey | None":
+    if path is None:
+        return None
+    from medtl_runtime.signature import read_private_key
+
+    return read_private_key(path)
 
 
 def _summary(run: Path) -> dict[str, Any]:
     try:
-        return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        summary = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        if {"temperature", "operating_point"} - set(summary) or "headers" not in summary["data"]:
+            raise UsageError(f"{run} is a run of another version of medtl; train it again")
     except FileNotFoundError as cause:
         raise UsageError(f"{run} holds no metrics.json: its training is not finished") from cause
-    except ValueError as cause:
+    except (ValueError, TypeError, KeyError) as cause:
+        if isinstance(cause, UsageError):
+            raise
         raise UsageError(f"{run / 'metrics.json'} is damaged") from cause
+    return summary
 
 
 def _images(run: Path, split: str, about: About, at_most: int | None = None) -> ImageSet:
-    """Read a split's images again, exactly as for training; or an even spread of them."""
+    """Read a split's images again, exactly as for training; or so many, spread over the classes."""
     try:
         images, missing = read_again(run / "splits.csv", split, about.recipe, at_most=at_most)
     except (OSError, KeyError, ValueError) as cause:
@@ -143,41 +176,65 @@ def _images(run: Path, split: str, about: About, at_most: int | None = None) -> 
     return image_set(images, about.classes)
 
 
+def _training_images(
+    run: Path, about: About, settings: Settings, *, novelty: bool
+) -> ImageSet | None:
+    """Read as many training images as calibration and the novelty check use; None for none."""
+    if not novelty:
+        return _images(run, "train", about, _CALIBRATION_IMAGES) if settings.quantise else None
+    size = 2 * about.recipe.channels * about.recipe.size[0] * about.recipe.size[1]
+    fitting = max(_CALIBRATION_IMAGES, _REFERENCE_BYTES // size)
+    return _images(run, "train", about, min(_REFERENCE_IMAGES, fitting))
+
+
 def _scored(
     val: ImageSet, about: About, summary: dict[str, Any], logits: NDArray[np.float32]
 ) -> metrics.Scored:
     """Return the validation images with what a network says of them; ``logits`` are N x K."""
     return metrics.Scored(
         labels=val.labels,
-        probabilities=probabilities(logits, 1.0),
+        probabilities=probabilities(logits, summary["temperature"]),
         patients=val.patients,
         classes=about.classes,
         point=OperatingPoint(**summary["operating_point"]),
     )
 
 
-def _account(
-    model: onnx.ModelProto,
-    float_session: Session,
-    session: Session,
-    before: metrics.Scored,
-    val: ImageSet,
-    calibration_images: int,
-) -> dict[str, Any]:
-    """Measure fp32 against int8 and return the quantisation account of the model file."""
-    after = compare.with_logits(before, compare.run_all(session, val.pixels))
-    latency = compare.compare_latency(float_session, session, val.pixels)
-    return {
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Candidate:
+    """A graph that may go into the file, and what it says of the validation images."""
+
+    model: onnx.ModelProto
+    session: Session
+    outputs: Outputs
+
+
+def _candidate(model: onnx.ModelProto, val: ImageSet) -> _Candidate:
+    session = Session(model.SerializeToString(), device="cpu")
+    return _Candidate(model=model, session=session, outputs=compare.run_all(session, val.pixels))
+
+
+def _quantised(
+    given: _Candidate, train: ImageSet, val: ImageSet, scored: metrics.Scored, temperature: float
+) -> tuple[_Candidate, dict[str, Any]]:
+    """Return the int8 graph and its account for the model file: fp32 against int8."""
+    pixels = train.pixels[spread(train.labels.tolist(), _CALIBRATION_IMAGES)]
+    made = _candidate(quantisation.quantise(given.model, pixels), val)
+    before = compare.with_logits(scored, given.outputs.logits, temperature)
+    after = compare.with_logits(scored, made.outputs.logits, temperature)
+    latency = compare.compare_latency(given.session, made.session, val.pixels)
+    account = {
         "scheme": quantisation.SCHEME,
-        "calibration_images": calibration_images,
-        "kept_in_float": quantisation.kept_in_float(model),
-        "operators": graph.operator_counts(model),
+        "calibration_images": len(pixels),
+        "kept_in_float": quantisation.kept_in_float(made.model),
+        "operators": graph.operator_counts(made.model),
         "validation_images": len(val),
         "accuracy": {"fp32": compare.accuracy(before), "int8": compare.accuracy(after)},
         "flips": compare.flips(before, after),
         "latency": asdict(latency),
-        "machine": {**compare.machine(), "engine": session.name},
+        "machine": {**compare.machine(), "engine": made.session.name},
     }
+    return made, account
 
 
 def require_better(account: dict[str, Any], max_drop: float) -> None:
@@ -201,73 +258,46 @@ def require_better(account: dict[str, Any], max_drop: float) -> None:
         )
 
 
-def _describe(
-    name: str,
-    about: About,
+def _decide(
     summary: dict[str, Any],
-    model: onnx.ModelProto,
-    session: Session,
-    account: dict[str, Any] | None,
-    parity: compare.Parity,
-) -> Description:
-    precision = "fp32" if account is None else "int8"
-    logits = synthetic_logits(session, about.recipe, _SEEDS)
-    tolerance = _SELF_TEST_TOLERANCE[precision] * max(1.0, float(np.abs(logits).max()))
-    return Description(
-        name=name,
-        version=summary["data"]["fingerprint"].removeprefix("sha256:")[:12],
-        task="multiclass",
-        classes=about.classes,
-        recipe=about.recipe,
+    settings: Settings,
+    val: ImageSet,
+    chosen: _Candidate,
+    train: ImageSet | None,
+) -> tuple[Decision, EmbeddingReference | None]:
+    """Return how logits become findings, and what novelty is measured from.
+
+    Parameters
+    ----------
+    chosen
+        What goes into the file.
+    train
+        None for no novelty check.
+    """
+    temperature, triage, novelty, reference = summary["temperature"], None, None, None
+    outputs = chosen.outputs
+    if settings.error_rate is not None:
+        triage = cutoffs.fit_triage(outputs.logits, val.labels, temperature, settings.error_rate)
+    if train is not None:
+        rate = settings.false_refusal_rate or cutoffs.DEFAULT_RATE
+        trained = compare.run_all(chosen.session, train.pixels)
+        reference, novelty = cutoffs.fit_novelty(trained, train.labels, outputs, rate)
+    decision = Decision(
+        temperature=temperature,
         operating_point=OperatingPoint(**summary["operating_point"]),
-        intended_use=IntendedUse(modalities=about.modalities),
-        self_test=SelfTest(
-            seeds=_SEEDS,
-            logits=tuple(tuple(float(x) for x in row) for row in logits),
-            tolerance=tolerance,
-        ),
-        precision=precision,
-        quantisation=account,
-        provenance=_provenance(about, summary, parity),
-        requires={
-            "ir_version": model.ir_version,
-            "opset": graph.opset(model),
-            "onnxruntime": "1.23",
-        },
+        triage=triage,
+        novelty=novelty,
     )
+    return decision, reference
 
 
-def _provenance(about: About, summary: dict[str, Any], parity: compare.Parity) -> dict[str, Any]:
-    """Return where the model comes from, without any path of this machine."""
-    paths = ("from_run", "weights")
-    configuration = {
-        name: Path(value).name if name in paths and value else value
-        for name, value in summary["config"].items()
-    }
-    return {
-        "run": summary["name"],
-        "architecture": about.arch,
-        "head": about.head,
-        "data_fingerprint": about.fingerprint,
-        "images": summary["data"]["images"],
-        "patients": summary["data"]["patients"],
-        "patients_known": summary["data"]["patients_known"],
-        "configuration": configuration,
-        "parent_weights": Path(summary["transfer"]["source"]).name,
-        "validation": summary["validation"],
-        "test": summary["test"],
-        "parity": asdict(parity),
-        "versions": {
-            **summary["training"]["versions"],
-            "medtl": __version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": onnxruntime.__version__,
-        },
-    }
-
-
-def _write(path: Path, model: onnx.ModelProto) -> None:
+def _write(path: Path, model: onnx.ModelProto, key: "Ed25519PrivateKey | None") -> None:
     """Write the file whole, after the runtime has loaded it and passed its self-test."""
+    data = model.SerializeToString()
+    if key is not None:
+        from medtl_runtime.signature import sign
+
+        data = sign(data, key)
     with written_whole(path) as part:
-        part.write_bytes(model.SerializeToString())
-        self_test(OnnxRuntimeEngine(part, device="cpu"))
+        part.write_bytes(data)
+        load_engine(read_model_file(part), device="cpu", self_test="always")

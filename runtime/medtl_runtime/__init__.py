@@ -5,20 +5,26 @@
 'lesion'
 """
 
+import os
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
+# ONNX Runtime from 1.29 on collects and sends usage data unless this is set before it is imported,
+# by whomever. A value that the user has set stays.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 if TYPE_CHECKING:
-    from medtl_runtime.predictor import Predictor, Result
+    from medtl_runtime.predictor import Predictor
     from medtl_runtime.reading import read_scan
     from medtl_runtime.recipe import Recipe
+    from medtl_runtime.results import Result
 
 __all__ = ["Predictor", "Recipe", "Result", "__version__", "read_scan"]
 
 _HOME = {
     "Predictor": "medtl_runtime.predictor",
-    "Result": "medtl_runtime.predictor",
+    "Result": "medtl_runtime.results",
     "Recipe": "medtl_runtime.recipe",
     "read_scan": "medtl_runtime.reading",
 }

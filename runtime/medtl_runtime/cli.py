@@ -1,224 +1,326 @@
 """The command ``medtl-infer``: parse, run, print."""
 
-import io
+import gc
+import importlib
 import json
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import typer
+import click
 
-from medtl_runtime import commands
-from medtl_runtime.errors import ScanError, ScanOutOfScope, UsageError
+from medtl_runtime import commands, devices
+from medtl_runtime.errors import ScanError, UsageError
 
 if TYPE_CHECKING:
-    from medtl_runtime.predictor import Predictor, Result
+    from medtl_runtime.predictor import Predictor
 
-app = commands.new_app()
-
-
-class DeviceName(StrEnum):
-    """What `--device` takes."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
+# Commands within the command, each a module of its own.
+SUBCOMMANDS = {
+    "calibrate": "medtl_runtime.calibrate_cli",
+    "verify": "medtl_runtime.verify_cli",
+}
+"""The module of each; the command in it has the same name."""
 
 
-@app.command(epilog=commands.EXIT_CODES)
+@click.command(epilog=commands.EXIT_CODES, context_settings=commands.SETTINGS)
+@click.argument("scans", nargs=-1, metavar="SCAN...")
+@click.option(
+    "--model",
+    type=commands.PATH,
+    help="Model file. Default: $MEDTL_MODEL, else the only model in ./models, "
+    "else the only one in the user's data folder.",
+)
+@click.option("--device", default="auto", help=devices.DEVICE_HELP)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads; physical cores by default."
+)
+@click.option("--series", is_flag=True, help="Take each DICOM series as one case.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object an image, one line each.")
+@click.option("--csv", type=commands.PATH, metavar="FILE", help="Write a CSV file, a row an image.")
+@click.option(
+    "--heatmap",
+    type=commands.PATH,
+    metavar="DIR",
+    help="Write a PNG overlay of each finding there.",
+)
+@click.option(
+    "--heatmap-dicom",
+    type=commands.PATH,
+    metavar="DIR",
+    help="Write it as a DICOM Secondary Capture.",
+)
+@click.option(
+    "--sr",
+    type=commands.PATH,
+    metavar="DIR",
+    help="Write a DICOM structured report a scan (medtl[sr]).",
+)
+@click.option(
+    "--codes",
+    type=commands.PATH,
+    metavar="FILE.toml",
+    help="Codes of the classes in structured reports.",
+)
+@click.option(
+    "--watch",
+    type=commands.PATH,
+    metavar="DIR",
+    help="Stay, and handle files as they arrive; JSON lines.",
+)
+@click.option(
+    "--audit",
+    type=commands.PATH,
+    metavar="FILE",
+    help="Append to a hash-chained log without patient data.",
+)
+@click.option(
+    "--audit-key",
+    type=commands.PATH,
+    metavar="FILE",
+    help="Key of the hashes in it. Default: FILE.key beside the log.",
+)
+@click.option(
+    "--site",
+    type=commands.PATH,
+    metavar="FILE",
+    help="Site file. Default: MODEL.site.json, if it is there.",
+)
+@click.option("--no-site", is_flag=True, help="Ignore the site file.")
+@click.option(
+    "--require-signature",
+    type=commands.PATH,
+    metavar="KEY.pem",
+    help="Refuse a model that this key has not signed.",
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes that read folders; cores by default."
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1, max=1024),
+    help="Images at once; measured by default.",
+)
+@click.option("--info", is_flag=True, help="Show what the model says of itself.")
+@click.option("--selftest", is_flag=True, help="Check that this machine reproduces stored logits.")
+@click.option("--schema", is_flag=True, help="Print the JSON schema of --json and exit.")
+@commands.overwrite_option
+@commands.quiet_option
+@commands.config_option()
+@commands.version_option
 def infer(
-    scans: Annotated[
-        list[str] | None,
-        typer.Argument(help="Files (DICOM, PNG, JPEG, NPY), folders and globs.", metavar="SCAN..."),
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Model file. Default: $MEDTL_MODEL, else the only model in ./models, "
-            "else the only one in the user's data folder."
-        ),
-    ] = None,
-    device: Annotated[
-        DeviceName, typer.Option(help="Where to run; auto takes CUDA if it is really there.")
-    ] = DeviceName.auto,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; physical cores by default.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object an image, one line each.")
-    ] = False,
-    heatmap: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write a PNG overlay of each finding there.")
-    ] = None,
-    info: Annotated[
-        bool, typer.Option("--info", help="Show what the model says of itself.")
-    ] = False,
-    selftest: Annotated[
-        bool, typer.Option("--selftest", help="Check that this machine reproduces stored logits.")
-    ] = False,
-    overwrite: commands.OverwriteOption = False,
-    quiet: commands.QuietOption = False,
-    config: commands.ConfigOption = None,
-    version: commands.VersionOption = False,
+    scans: tuple[str, ...],
+    model: Path | None,
+    device: str,
+    threads: int | None,
+    series: bool,
+    as_json: bool,
+    csv: Path | None,
+    heatmap: Path | None,
+    heatmap_dicom: Path | None,
+    sr: Path | None,
+    codes: Path | None,
+    watch: Path | None,
+    audit: Path | None,
+    audit_key: Path | None,
+    site: Path | None,
+    no_site: bool,
+    require_signature: Path | None,
+    workers: int | None,
+    batch_size: int | None,
+    info: bool,
+    selftest: bool,
+    schema: bool,
+    overwrite: bool,
+    quiet: bool,
 ) -> None:
     """Run a medtl model on medical images: DICOM, PNG, JPEG or NPY.
 
-    Results go to stdout, notes to stderr. One bad file does not stop the rest.
+    SCAN is a file, a folder, a glob, a zip archive, a DICOMDIR, or - for standard input.
+    Results go to stdout, notes to stderr. One bad file does not stop the rest. Where the model has
+    no business, it says so: `refused` and the reason in place of a score.
 
     \b
     Examples:
       medtl-infer scan.dcm
-      medtl-infer study/ "archive/**/*.dcm" --model models/liver.onnx
+      medtl-infer study/ "archive/**/*.dcm" cd.zip --model models/liver.onnx
       medtl-infer study/ --json > findings.jsonl
+      medtl-infer study/ --series --sr reports/
       medtl-infer scan.dcm --heatmap overlays/
+      medtl-infer --watch incoming/ --audit audit.jsonl
       medtl-infer --selftest
+
+    \b
+    Further commands:
+      medtl-infer calibrate   fit thresholds to local, labelled cases
+      medtl-infer verify      check an audit log
     """
-    if not (scans or info or selftest):
-        raise UsageError("nothing to do: name a scan, or --info or --selftest; see --help")
-    if heatmap and not scans:
-        raise UsageError("--heatmap needs scans to draw on")
-    if overwrite and not heatmap:
-        raise UsageError("--overwrite is for --heatmap, which is not given")
+    if schema:
+        _show_schema()
+        return
+    _check_usage(
+        {
+            "a scan": scans,
+            "--watch": watch,
+            "--info": info,
+            "--selftest": selftest,
+            "--series": series,
+            "--heatmap": heatmap,
+            "--heatmap-dicom": heatmap_dicom,
+            "--sr": sr,
+            "--codes": codes,
+            "--csv": csv,
+            "--audit": audit,
+            "--audit-key": audit_key,
+            "--site": site,
+            "--no-site": no_site,
+            "--workers": workers,
+            "--batch-size": batch_size,
+            "--overwrite": overwrite,
+        }
+    )
+    devices.parse_device(device)  # a misspelt one is an error before anything is done
+    from medtl_runtime import inference
     from medtl_runtime.predictor import Predictor
 
-    predictor = Predictor(model, device=device.value, threads=threads)
-    if not quiet:
-        typer.echo(f"{predictor.model['name']} on {predictor.engine.name}", err=True)
+    predictor = Predictor(
+        model,
+        device=device,
+        threads=threads,
+        site=False if no_site else site,
+        require_signature=require_signature,
+        background=bool(scans) and not (info or selftest),
+    )
     if info:
         _show_info(predictor, as_json)
     if selftest:
         _run_selftest(predictor, as_json)
-    if scans:
-        failed = _infer_all(predictor, scans, as_json, heatmap, overwrite)
+    job = inference.Job(
+        predictor=predictor,
+        as_json=as_json or watch is not None,
+        csv=csv,
+        heatmap=heatmap,
+        heatmap_dicom=heatmap_dicom,
+        sr=sr,
+        codes=codes,
+        audit=audit,
+        audit_key=audit_key,
+        workers=workers,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        quiet=quiet,
+        stays=watch is not None,
+    )
+    if watch:
+        inference.watch(job, watch)
+    elif scans:
+        failed = inference.infer_cases(job, scans) if series else inference.infer(job, scans)
         if failed:
-            raise typer.Exit(ScanError.exit_code)
+            raise click.exceptions.Exit(ScanError.exit_code)
 
 
 def main() -> NoReturn:
     """Run the command; the console script's entry."""
-    commands.run(app, "medtl-infer")
+    if len(sys.argv) > 1 and sys.argv[1] in SUBCOMMANDS:
+        name = sys.argv.pop(1)
+        module = importlib.import_module(SUBCOMMANDS[name])
+        commands.run(getattr(module, name), f"medtl-infer {name}")
+    _start_fast()
+    commands.run(infer, "medtl-infer")
 
 
-def _infer_all(
-    predictor: "Predictor", scans: list[str], as_json: bool, heatmap: Path | None, overwrite: bool
-) -> int:
-    """Print all results and return how many scans failed."""
-    rows: list[dict[str, Any]] = []
-    stems: set[str] = set()
-    failed = 0
-    try:
-        for outcome in _outcomes(predictor, scans):
-            row = _as_json(outcome)
-            if isinstance(outcome, ScanError):
-                failed += 1
-                if not as_json:
-                    commands.show_error(outcome)
-            else:
-                rows.append(row)
-                if heatmap is not None:
-                    row["heatmap"] = str(_write_heatmap(outcome, heatmap, stems, overwrite))
-            if as_json:
-                commands.show(json.dumps(row))
-    finally:  # what was found is shown, whatever stops the rest
-        if rows and not as_json:
-            _print_table(predictor, rows)
-    return failed
+_TASKS = ("a scan", "--watch", "--info", "--selftest")
+_SCANS = ("a scan", "--watch")
+_FILES = ("--heatmap", "--heatmap-dicom", "--sr", "--csv")
+
+_NEEDED = {
+    "--series": ("a scan",),
+    **dict.fromkeys((*_FILES, "--audit"), _SCANS),
+    "--workers": ("a scan",),
+    "--batch-size": ("a scan",),
+    "--codes": ("--sr",),
+    "--audit-key": ("--audit",),
+    "--overwrite": _FILES,
+}
+"""What an option needs: one of these."""
+
+_EXCLUDED = {
+    "--watch": ("a scan", "--series", "--csv", "--workers", "--batch-size"),
+    "--series": ("--workers", "--batch-size"),
+    "--site": ("--no-site",),
+}
+"""With what an option does not go."""
 
 
-def _outcomes(predictor: "Predictor", scans: list[str]) -> "Iterator[Result | ScanError]":
-    from medtl_runtime.reading import expand
-
-    for path in expand(scans):
-        if isinstance(path, ScanError):
-            yield path
-            continue
-        try:
-            yield from predictor.frames(path)
-        except ScanError as error:
-            yield error
+def _start_fast() -> None:
+    """Leave out of the start what a short run does not need; it is a tenth of the time."""
+    if "pydicom" in sys.modules:  # too late: another program calls this one
+        return
+    # Imports make many objects and no garbage. `inference` turns it on again.
+    gc.disable()
+    # gdcm decodes in child processes only; pydicom would load it here, whatever the scan is.
+    sys.modules["gdcm"] = None  # pyright: ignore[reportArgumentType]
 
 
-def _as_json(outcome: "Result | ScanError") -> dict[str, Any]:
-    if not isinstance(outcome, ScanError):
-        return outcome.to_json()
-    return {
-        "scan": outcome.source,
-        "status": "refused" if isinstance(outcome, ScanOutOfScope) else "error",
-        "reason": outcome.code,
-        "message": outcome.reason,
-    }
+def _check_usage(values: dict[str, Any]) -> None:
+    """Raise for options that could not be honoured together."""
+    given = {name: value for name, value in values.items() if value}
+    if not given.keys() & _TASKS:
+        raise UsageError(
+            f"nothing to do: name {', '.join(_TASKS[:-1])} or {_TASKS[-1]}; see --help"
+        )
+    for option, excluded in _EXCLUDED.items():
+        for other in excluded:
+            if option in given and other in given:
+                raise UsageError(f"{option} and {other} do not go together; give one of them")
+    for option, needed in _NEEDED.items():
+        if option in given and not given.keys() & needed:
+            raise UsageError(f"{option} needs {' or '.join(needed)}")
+    if "--watch" in given:
+        _check_watched(given)
 
 
-def _write_heatmap(result: "Result", folder: Path, stems: set[str], overwrite: bool) -> Path:
-    from medtl_runtime.files import refuse_existing
-    from medtl_runtime.heatmap import write_heatmap
-
-    stem = Path(result.scan).name.removesuffix(".dcm")
-    if result.frame:
-        stem += f"-frame{result.frame}"
-    number, unique = 1, stem
-    while unique in stems:  # the same file name in two folders
-        number += 1
-        unique = f"{stem}-{number}"
-    stems.add(unique)
-    refuse_existing(folder / f"{unique}.png", overwrite=overwrite)
-    return write_heatmap(result, folder, unique)
+def _check_watched(given: dict[str, Any]) -> None:
+    """Raise for an output inside the watched folder, which would arrive there as a scan."""
+    folder = given["--watch"].resolve()
+    for option in (*_FILES, "--audit", "--audit-key"):
+        if option in given and given[option].resolve().is_relative_to(folder):
+            raise UsageError(f"{option} is inside the folder of --watch; choose another place")
 
 
-def _print_table(predictor: "Predictor", rows: list[dict[str, Any]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def _show_schema() -> None:
+    from importlib.resources import files
 
-    terminal = sys.stdout.isatty()
-    printed = io.StringIO()
-    console = Console(
-        file=printed,
-        force_terminal=terminal,
-        width=None if terminal else 200,  # in a log, long paths stay on one line
-        soft_wrap=True,
-        markup=False,  # names are shown as they are: "[axial]" in a path is no markup
-        emoji=False,
-        highlight=False,
-    )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("scan", overflow="fold")
-    table.add_column("finding")
-    classes = predictor.description.classes
-    for name in classes:
-        table.add_column(f"p({name})", justify="right")
-    table.add_column("ms", justify="right")
-    several = {row["scan"] for row in rows if row["frame"] > 0}
-    for row in rows:
-        scan = commands.printable(row["scan"])
-        if row["scan"] in several:
-            scan += f" [{row['frame']}]"
-        chances = [f"{row['probabilities'][name]:.3f}" for name in classes]
-        elapsed = f"{sum(row['milliseconds'].values()):.1f}"
-        table.add_row(scan, row["finding"], *chances, elapsed)
-    console.print(table)
-    commands.show(printed.getvalue().rstrip("\n"))
-    model = predictor.model
-    commands.show(
-        f"model {model['name']} {model['version']} ({model['precision']}), {model['digest'][:19]}…"
-        "  Research use only; not a medical device."
-    )
+    text = files("medtl_runtime").joinpath("result.schema.json").read_text(encoding="utf-8")
+    commands.show(text.rstrip("\n"))
 
 
 def _show_info(predictor: "Predictor", as_json: bool) -> None:
-    described = predictor.description
+    document = _info(predictor)
     if as_json:
-        commands.show(described.to_json())
+        commands.show(json.dumps(document, ensure_ascii=False))
         return
-    document = json.loads(described.to_json())
-    commands.show(f"digest: {predictor.model['digest']}")
+    described = predictor.description
     document["self_test"] = (
         f"{len(described.self_test.seeds)} images, tolerance {described.self_test.tolerance:g}"
     )
+    document["intended_use"] = [str(rule) for rule in described.intended_use.rules]
+    if described.embedding_reference is not None:
+        document["embedding_reference"] = str(described.embedding_reference)
     for line in _outline(document):
-        commands.show(line)
+        commands.show(commands.printable(line))
+
+
+def _info(predictor: "Predictor") -> dict[str, Any]:
+    """Return what the model file says of itself, with the decision that is in force."""
+    files = {
+        "digest": predictor.model["digest"],
+        "site_file": predictor.model["site"],
+        "signed_by": predictor.signed_by,
+    }
+    document = json.loads(predictor.description.to_json())
+    return {**files, **document, "decision": predictor.decision.to_json()}
 
 
 def _outline(value: dict[str, Any], indent: str = "") -> Iterator[str]:
@@ -233,9 +335,10 @@ def _outline(value: dict[str, Any], indent: str = "") -> Iterator[str]:
 
 
 def _run_selftest(predictor: "Predictor", as_json: bool) -> None:
-    from medtl_runtime.selftest import self_test
+    from medtl_runtime.selftest import cache_folder, checked_again
 
-    result = self_test(predictor.engine)
+    digest = str(predictor.model["digest"])
+    result = checked_again(predictor.engine, digest, cache_folder() / "selftest")
     if as_json:
         row = {
             "self_test": "passed",

@@ -3,14 +3,16 @@
 import importlib.util
 import io
 import logging
+import os
 import sys
 import tomllib
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-import typer
+import click
 
 from medtl_runtime import __version__
 from medtl_runtime.errors import ExtraMissing, MedtlError, OutputNotWritten, UsageError
@@ -21,32 +23,53 @@ EXIT_CODES = (
 )
 
 
-def new_app() -> typer.Typer:
-    """Return a typer application with medtl's settings."""
-    return typer.Typer(
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+"""The type of arguments and options that are paths; whether they exist is seen when they open."""
+
+SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
+"""Of every command's context."""
 
 
-def run(app: typer.Typer, program: str) -> NoReturn:
-    """Run a command; turn a `MedtlError` into one line on stderr and its exit code."""
-    for package in ("pydicom", "PIL"):  # what matters of their warnings comes as a `MedtlError`
+def run(command: click.Command, program: str) -> NoReturn:
+    """Run a command; turn a failure into one line on stderr and its exit code.
+
+    An exception that is no `MedtlError` is a bug. Its text and its traceback may hold names and
+    paths, so only its kind and its place are shown, unless ``MEDTL_TRACEBACK`` is set.
+    """
+    for package in ("pydicom", "PIL", "highdicom"):  # what matters comes as a `MedtlError`
         warnings.filterwarnings("ignore", module=package)
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+        logging.getLogger(package).disabled = True  # a level, pydicom would set anew
     if isinstance(sys.stdout, io.TextIOWrapper):  # no file name is beyond printing
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(prog_name=program)
+        code = command.main(prog_name=program, standalone_mode=False)
     except MedtlError as error:
         show_error(error)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
-    sys.exit(0)
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        code = 130
+    except BrokenPipeError:  # the reader has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+        code = 1
+    except Exception as error:
+        if os.environ.get("MEDTL_TRACEBACK"):
+            raise
+        click.echo(f"internal error: {_place(error)}; MEDTL_TRACEBACK=1 shows more", err=True)
+        code = MedtlError.exit_code
+    sys.exit(code or 0)
+
+
+def _place(error: Exception) -> str:
+    """Return the kind of an exception and the line of medtl that it went through last."""
+    steps = traceback.extract_tb(error.__traceback__)
+    ours = [step for step in steps if "medtl_" in step.filename] or steps
+    return f"{type(error).__name__} in {Path(ours[-1].filename).name}, line {ours[-1].lineno}"
 
 
 def show(text: str) -> None:
@@ -58,7 +81,7 @@ def show(text: str) -> None:
         Stdout goes to a file, and the disk is full.
     """
     try:
-        typer.echo(text)
+        click.echo(text)
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         raise
     except OSError as cause:
@@ -67,7 +90,7 @@ def show(text: str) -> None:
 
 def show_error(error: MedtlError) -> None:
     """Print a failure on stderr, in one line."""
-    typer.echo(f"error: {printable(str(error))}", err=True)
+    click.echo(f"error: {printable(str(error))}", err=True)
 
 
 def printable(text: str) -> str:
@@ -82,49 +105,75 @@ def require_packages(packages: Sequence[str], *, extra: str, purpose: str) -> No
             raise ExtraMissing(package, extra=extra, purpose=purpose)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"medtl {__version__}")
-        raise typer.Exit
+def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        click.echo(f"medtl {__version__}")
+        context.exit()
 
 
-def _read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Make a TOML file's values the defaults of this call, so that an option wins over them."""
-    if path is None:
-        return None
+def read_config(path: Path) -> dict[str, Any]:
+    """Return what a TOML file holds.
+
+    Raises
+    ------
+    UsageError
+        It cannot be read, or is not TOML.
+    """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as cause:
         raise UsageError(f"--config {path}: {cause.strerror}") from cause
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
         raise UsageError(f"--config {path} is not TOML: {cause}") from cause
+
+
+def _set_defaults(context: click.Context, path: Path, tables: Sequence[str]) -> None:
+    """Make a TOML file's values the defaults of this call, so that an option wins over them."""
+    values = {key: value for key, value in read_config(path).items() if key not in tables}
     names = {
         option.removeprefix("--").replace("-", "_"): parameter.name
         for parameter in context.command.params
         for option in parameter.opts
     }
-    for key in values:
-        if key.replace("-", "_") not in names:
+    for key, value in values.items():
+        if key.replace("-", "_") not in names or isinstance(value, dict):
             raise UsageError(f"--config {path}: there is no option --{key}")
     context.default_map = {names[key.replace("-", "_")]: value for key, value in values.items()}
-    return path
 
 
-VersionOption = Annotated[
-    bool,
-    typer.Option(
-        "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
-    ),
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
+def config_option(*tables: str) -> Callable[[_Function], _Function]:
+    """Return the option ``--config``, which sets the defaults of the others.
+
+    Parameters
+    ----------
+    tables
+        Names of tables in the file that are no options; where there are any, the command gets the
+        path as ``config`` and reads them with `read_config`.
+    """
+
+    def set_defaults(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+        if path is not None:
+            _set_defaults(context, path, tables)
+        return path
+
+    return click.option(
         "--config",
+        type=PATH,
         metavar="FILE.toml",
         help="Read options from a TOML file, by their names; an option on the command line wins.",
-        callback=_read_config,
+        callback=set_defaults,
         is_eager=True,
-    ),
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and notes on stderr.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
+        expose_value=bool(tables),
+    )
+
+
+version_option = click.option(
+    "--version",
+    is_flag=True,
+    help="Show the version and exit.",
+    callback=_show_version,
+    is_eager=True,
+    expose_value=False,
+)
+quiet_option = click.option("--quiet", is_flag=True, help="No progress and notes on stderr.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing outputs.")

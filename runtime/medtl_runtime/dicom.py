@@ -1,55 +1,76 @@
-"""DICOM to frames: decode, mask the padding, apply the modality LUT, read the VOI.
+"""DICOM files and data sets to scans: parse the header, check what it claims, decode later.
 
-The order is that of PS3.4 N.2 and PS3.3 C.11: padding is found on *stored* values, the modality LUT
-or rescale comes next, and VOI and polarity are handed on in the `Frame` for the recipe to apply.
-In enhanced multi-frame objects these attributes live in functional groups (PS3.3 C.7.6.16); they
-are looked up per frame, then shared, then at the top level.
+Of a file only the attributes that medtl reads are parsed, up to the pixel data, which stay in the
+file. What the header claims is held against limits before anything is decoded.
 """
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
-import pydicom
-from numpy.typing import NDArray
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.errors import InvalidDicomError
-from pydicom.multival import MultiValue
-from pydicom.pixels.decoders.base import Decoder, get_decoder
-from pydicom.pixels.processing import apply_color_lut
-from pydicom.uid import (
-    UID,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
+from pydicom.filereader import read_dataset, read_partial
+from pydicom.pixels.utils import as_pixel_options
+from pydicom.tag import BaseTag, Tag
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
+
+from medtl_runtime.errors import ScanError, ScanUnreadable, ScanWithoutPixels
+from medtl_runtime.header import KEYWORDS, SEQUENCES, header_of, is_image_storage, transfer_syntax
+from medtl_runtime.limits import (
+    MOST_INFLATED,
+    Budget,
+    BudgetedFile,
+    File,
+    ReadToTheEnd,
+    check_bytes,
+    check_frame,
+    held,
+    inflate,
+    open_file,
+    raise_if_spent,
+    read_all,
 )
+from medtl_runtime.pixels import PixelData, stored_frames
+from medtl_runtime.scan import Frame, Scan
+from medtl_runtime.sequences import parse_items
+from medtl_runtime.transforms import frame_of
 
-from medtl_runtime.errors import (
-    DecoderMissing,
-    ScanError,
-    ScanUnreadable,
-    ScanWithoutPixels,
-    UsageError,
-)
-from medtl_runtime.scan import MOST_DISPLAY_BITS, Frame, Header, Scan
-from medtl_runtime.voi import LookupTable, Voi, Window
+_TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in KEYWORDS]
+_SEQUENCE_TAGS = {Tag(keyword) for keyword in SEQUENCES}
+_PIXEL_TAGS = {
+    0x7FE00008: "FloatPixelData",
+    0x7FE00009: "DoubleFloatPixelData",
+    0x7FE00010: "PixelData",
+}
 
-_PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-
-# The first that is installed decodes, and the others are not tried: on some damaged JPEG streams
-# gdcm aborts the whole process. It is left to JPEG lossless, which no other package here decodes.
-_PLUG_INS = ("pyjpegls", "pylibjpeg", "pillow", "gdcm", "pydicom")
+_Opener = Callable[[], AbstractContextManager[BinaryIO]]
 
 
-def read_dicom(file: str | Path | BinaryIO, source: str) -> Scan:
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where pixel data are."""
+
+    open: _Opener
+    offset: int
+    length: int
+    keyword: str
+    vr: str | None
+
+
+def read_dicom(file: File, source: str) -> Scan:
     """Read a DICOM file; the pixels are decoded later, frame by frame.
 
     Parameters
     ----------
     file
-        A path or a binary file object.
+        A path, or the bytes or a stream of a file, of which the scan then holds the bytes.
     source
         The name under which errors and results speak of it.
 
@@ -59,34 +80,125 @@ def read_dicom(file: str | Path | BinaryIO, source: str) -> Scan:
         Not DICOM, or cut short.
     ScanWithoutPixels
         DICOM without an image: a structured report, a waveform, a plan.
+    ScanTooLarge
+        It claims more than is taken in; see `limits`.
     OSError
         The file system's own: no such file, no permission, a failing disk.
     """
     try:
-        dataset = _parse(file, source)
+        dataset, place = _parse(held(file, source), source)
     except ScanError:
         raise
     except Exception as cause:  # pydicom lets many kinds through on damaged files
         if isinstance(cause, OSError) and cause.errno is not None:
             raise  # from the file system; pydicom's own OSErrors have no number
+        raise_if_spent(cause)
         reason = f"damaged DICOM file ({type(cause).__name__})"
         raise ScanUnreadable(source, reason) from cause
-    if not len(dataset):  # what pydicom makes of pixel data that ends too early
-        raise ScanUnreadable(source, "the DICOM file is cut short")
-    return scan_of(dataset, source)
+    return _scan(dataset, place, source)
 
 
-def _parse(file: str | Path | BinaryIO, source: str) -> Dataset:
+def _parse(file: Path | bytes, source: str) -> tuple[Dataset, _Place | None]:
+    with open_file(file, source) as opened:
+        budget = Budget(source)
+        budgeted = cast(BinaryIO, BudgetedFile(opened, budget))
+        stop = _Stop()
+        opener: _Opener = partial(open_file, file, source)
+        try:
+            dataset: Dataset = _parse_any(budgeted, stop, source)
+            at = opened.tell()
+        except ReadToTheEnd:  # pydicom does so to inflate a deflated data set (PS3.5 A.5)
+            opener = _Deflated(file=file, offset=opened.tell(), source=source)
+            dataset, at = _parse_deflated(opened, opener, budget, stop)
+        _parse_sequences(dataset, budget)
+    return dataset, stop.place(opener, at)
+
+
+class _Stop:
+    """Ends pydicom's parsing at the pixel data, and remembers what it saw of them."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[int, str | None, int] | None = None
+
+    def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
+        if tag not in _PIXEL_TAGS:
+            return False
+        self._seen = int(tag), vr, length
+        return True
+
+    def place(self, opener: _Opener, at: int) -> _Place | None:
+        """Return where the pixel data are, of an element that starts at ``at``."""
+        if self._seen is None:
+            return None
+        tag, vr, length = self._seen
+        offset = at + (12 if vr in EXPLICIT_VR_LENGTH_32 else 8)
+        return _Place(open=opener, offset=offset, length=length, keyword=_PIXEL_TAGS[tag], vr=vr)
+
+
+def _parse_any(file: BinaryIO, stop: _Stop, source: str) -> FileDataset:
     try:
-        return pydicom.dcmread(file)
+        return read_partial(file, stop, specific_tags=_TAGS)
     except InvalidDicomError:
-        if hasattr(file, "seek"):
-            cast(BinaryIO, file).seek(0)
+        file.seek(0)
     # Without preamble and "DICM" (PS3.10 7.1): older archives hold such files.
-    dataset = pydicom.dcmread(file, force=True)
+    dataset = read_partial(file, stop, specific_tags=_TAGS, force=True)
     if "SOPClassUID" not in dataset and "Rows" not in dataset:
         raise ScanUnreadable(source, "neither DICOM nor PNG, JPEG or NPY")
     return dataset
+
+
+def _parse_deflated(
+    file: BinaryIO, opener: _Opener, budget: Budget, stop: _Stop
+) -> tuple[Dataset, int]:
+    """Parse the data set that is deflated from where ``file`` stands."""
+    end = file.tell()
+    file.seek(0)
+    meta = read_partial(BytesIO(file.read(end))).file_meta
+    with opener() as inflated:
+        budgeted = cast(BinaryIO, BudgetedFile(inflated, budget))
+        dataset = read_dataset(
+            budgeted,
+            is_implicit_VR=False,
+            is_little_endian=True,
+            stop_when=stop,
+            specific_tags=_TAGS,
+        )
+        dataset.file_meta = meta
+        return dataset, inflated.tell()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Deflated:
+    """A data set that is deflated from ``offset`` on (PS3.5 A.5)."""
+
+    file: Path | bytes
+    offset: int
+    source: str
+
+    def __call__(self) -> BinaryIO:
+        """Open the inflated data set."""
+        return BytesIO(_inflated(self))
+
+
+@lru_cache(maxsize=1)
+def _inflated(deflated: _Deflated) -> bytes:
+    """Return the data set; the last one is kept, because frames are asked for in several calls."""
+    with open_file(deflated.file, deflated.source) as opened:
+        opened.seek(deflated.offset)
+        data = inflate(read_all(opened, deflated.source), MOST_INFLATED, deflated.source)
+    check_bytes(len(data), deflated.source, most=MOST_INFLATED)
+    return data
+
+
+def _parse_sequences(dataset: Dataset, budget: Budget) -> None:
+    """Parse within the budget what pydicom would parse when it is first looked at."""
+    for tag in _SEQUENCE_TAGS.intersection(dataset.keys()):
+        raw = dataset.get_item(tag)
+        if isinstance(raw, RawDataElement):
+            items = parse_items(raw, _TAGS, budget, dataset.original_character_set)
+            dataset[tag] = DataElement(tag, "SQ", items)
+        for item in dataset[tag].value:
+            _parse_sequences(item, budget)
 
 
 def scan_of(dataset: Dataset, source: str = "dataset") -> Scan:
@@ -98,274 +210,116 @@ def scan_of(dataset: Dataset, source: str = "dataset") -> Scan:
         There is no pixel data.
     ScanUnreadable
         Rows, Columns or the number of frames make no sense.
+    ScanTooLarge
+        They claim more than is taken in; see `limits`.
     """
     try:
-        header = _header(dataset)
-        _require_pixels(dataset, source)
+        place = _place_in(dataset)
+    except Exception as cause:
+        raise ScanUnreadable(source, f"damaged DICOM header ({type(cause).__name__})") from cause
+    return _scan(dataset, place, source)
+
+
+def _place_in(dataset: Dataset) -> _Place | None:
+    for keyword in _PIXEL_TAGS.values():
+        if keyword in dataset:
+            element = dataset[keyword]
+            value, vr = element.value or b"", str(element.VR)
+            if isinstance(value, BufferedIOBase):  # pydicom's way to leave pixels in a file
+                opener: _Opener = partial(nullcontext, cast(BinaryIO, value))
+                length = value.seek(0, 2)
+            else:
+                opener, length = partial(BytesIO, value), len(value)
+            return _Place(open=opener, offset=0, length=length, keyword=keyword, vr=vr)
+    return None
+
+
+def _scan(dataset: Dataset, place: _Place | None, source: str) -> Scan:
+    try:
+        place = _require_pixels(dataset, place, source)
         count = int(dataset.get("NumberOfFrames") or 1)
-        size = int(dataset.Rows), int(dataset.Columns)
+        rows, columns = int(dataset.Rows), int(dataset.Columns)
+        samples = int(dataset.get("SamplesPerPixel") or 1)
+        check_frame(rows, columns, source, samples=samples, frames=count)
+        header = header_of(dataset, count)
+        pixels = _pixel_data(dataset, place, count, source)
+        _require_lowest_bits(dataset, pixels)
     except ScanError:
         raise
     except Exception as cause:
         raise ScanUnreadable(source, f"damaged DICOM header ({type(cause).__name__})") from cause
-    if count < 1 or min(size) < 1:
-        raise ScanUnreadable(source, f"{size[0]} x {size[1]} pixels in {count} frames")
     return Scan(
         source=source,
         frame_count=count,
         header=header,
-        decode=lambda: _frames(dataset, source, count),
+        decode=lambda indices: _frames(dataset, pixels, indices),
     )
 
 
-def _header(dataset: Dataset) -> Header:
-    def text(keyword: str) -> str:
-        return str(dataset.get(keyword) or "").strip()
-
-    return Header(
-        modality=text("Modality").upper(),
-        patient_id=text("PatientID"),
-        sop_class_uid=text("SOPClassUID"),
-        sop_instance_uid=text("SOPInstanceUID"),
-        transfer_syntax_uid=_transfer_syntax(dataset),
-        photometric_interpretation=text("PhotometricInterpretation"),
-        body_part_examined=text("BodyPartExamined").upper(),
-    )
-
-
-def _require_pixels(dataset: Dataset, source: str) -> None:
-    if any(keyword in dataset for keyword in _PIXEL_KEYWORDS):
+def _require_pixels(dataset: Dataset, place: _Place | None, source: str) -> _Place:
+    if place is not None:
         if "Rows" not in dataset or "Columns" not in dataset:
             raise ScanUnreadable(source, "pixel data without Rows and Columns")
-        return
-    made_to_hold_one = "Image Storage" in UID(str(dataset.get("SOPClassUID") or "")).name
+        return place
+    made_to_hold_one = is_image_storage(str(dataset.get("SOPClassUID") or ""))
     if made_to_hold_one or ("Rows" in dataset and "Columns" in dataset):
         raise ScanUnreadable(source, "the pixel data is missing; the file may be cut short")
     kind = str(dataset.get("Modality") or "") or "unknown modality"
     raise ScanWithoutPixels(source, f"DICOM object without an image ({kind})")
 
 
-def _transfer_syntax(dataset: Dataset) -> str:
-    """Return the transfer syntax; for a file without meta header, the one it was parsed with."""
-    meta = getattr(dataset, "file_meta", None)
-    if meta is not None and meta.get("TransferSyntaxUID"):
-        return str(meta.TransferSyntaxUID)
-    implicit, little = dataset.original_encoding
-    if implicit or implicit is None:
-        return str(ImplicitVRLittleEndian)
-    return str(ExplicitVRLittleEndian if little else ExplicitVRBigEndian)
+def _pixel_data(dataset: Dataset, place: _Place, count: int, source: str) -> PixelData:
+    options: dict[str, Any] = as_pixel_options(dataset)
+    if "extended_offsets" in options and not all(options["extended_offsets"]):
+        del options["extended_offsets"]  # without values, as if it were not there
+    options["number_of_frames"] = count
+    options["pixel_keyword"] = place.keyword
+    if place.vr is not None:
+        options["pixel_vr"] = place.vr
+    return PixelData(
+        source=source,
+        transfer_syntax=transfer_syntax(dataset),
+        open=place.open,
+        offset=place.offset,
+        length=place.length,
+        options=options,
+    )
 
 
-def _frames(dataset: Dataset, source: str, count: int) -> Iterator[Frame]:
-    transfer_syntax = _transfer_syntax(dataset)
-    try:
-        decoder = get_decoder(transfer_syntax)
-    except NotImplementedError as cause:
-        raise ScanUnreadable(source, f"unknown transfer syntax {transfer_syntax}") from cause
-    if not decoder.is_available:
-        raise DecoderMissing(source, _install_hint(decoder))
-    decoded = _decoded(decoder, dataset, source, count)
-    for index, (stored, found) in enumerate(decoded):
+def _require_lowest_bits(dataset: Dataset, pixels: PixelData) -> None:
+    """Raise if values do not lie in the lowest bits of their words (PS3.5 8.1.1).
+
+    ACR-NEMA and early DICOM had them anywhere; decoders take no notice. What a JPEG codestream
+    holds are the values themselves.
+    """
+    high, stored = dataset.get("HighBit"), dataset.get("BitsStored")
+    if not (isinstance(high, int) and isinstance(stored, int) and pixels.holds_words):
+        return
+    if high >= stored > 0:
+        raise ScanUnreadable(
+            pixels.source,
+            f"HighBit is {high} with {stored} BitsStored; expected {stored - 1}",
+            attribute="HighBit",
+            found=high,
+            expected=stored - 1,
+        )
+
+
+def _frames(dataset: Dataset, pixels: PixelData, indices: Sequence[int]) -> Iterator[Frame]:
+    stored = stored_frames(pixels, indices)
+    for index, (values, photometric) in zip(indices, stored, strict=True):
         try:
-            frame = _frame(dataset, index, stored, str(found["photometric_interpretation"]))
+            frame = frame_of(dataset, index, values, photometric)
         except ScanError:
             raise
         except Exception as cause:
             reason = f"damaged grey-scale transform ({type(cause).__name__})"
-            raise ScanUnreadable(source, reason) from cause
-        if not np.isfinite(frame.values).all():
-            raise ScanUnreadable(source, "the pixels hold NaN or infinity")
+            raise ScanUnreadable(pixels.source, reason) from cause
+        if not np.isfinite(frame.levels).all():
+            raise ScanUnreadable(pixels.source, "the pixels hold NaN or infinity")
         yield frame
-
-
-def _decoded(
-    decoder: Decoder, dataset: Dataset, source: str, count: int
-) -> Iterator[tuple[NDArray, dict]]:
-    """Yield stored values and image pixel attributes, with every failure named."""
-    plug_in = next((p for p in _PLUG_INS if p in decoder.available_plugins), "")
-    # Without explicit indices pydicom 3.0 corrects signs in place in read-only memory, and fails.
-    frames = decoder.iter_array(dataset, raw=False, indices=range(count), decoding_plugin=plug_in)
-    while True:
-        try:
-            yield next(frames)
-        except StopIteration:
-            return
-        except BaseException as cause:
-            # A decoder in Rust panics on damaged data, and its exception is no `Exception`.
-            if not isinstance(cause, Exception) and type(cause).__name__ != "PanicException":
-                raise
-            # pydicom's words for: installed, but not for this bit depth.
-            if "does not support" in str(cause):
-                raise DecoderMissing(source, _install_hint(decoder)) from cause
-            reason = f"the pixel data cannot be decoded ({decoder.UID.name})"
-            raise ScanUnreadable(source, reason) from cause
-
-
-def _install_hint(decoder: Decoder) -> str:
-    needs = sorted({name for names in decoder.missing_dependencies for name in _packages(names)})
-    if decoder.is_available:
-        found = f"no installed decoder takes {decoder.UID.name} of this bit depth"
-        return f"{found}; missing are: {', '.join(needs)}"
-    return (
-        f"no decoder is installed for {decoder.UID.name}: "
-        f'pip install "medtl[codecs]" (or one of: {", ".join(needs)})'
-    )
-
-
-def _packages(hint: str) -> list[str]:
-    """Return the packages that pydicom's text for one plug-in names, without numpy."""
-    _, _, needs = hint.partition("requires")
-    names = needs.replace(" and ", ",").split(",")
-    return [f"python-{n}" if n == "gdcm" else n for n in map(_bare, names) if n and n != "numpy"]
-
-
-def _bare(requirement: str) -> str:
-    return requirement.split(">", maxsplit=1)[0].split("=", maxsplit=1)[0].strip()
-
-
-def _frame(dataset: Dataset, index: int, stored: NDArray, photometric: str) -> Frame:
-    if photometric == "PALETTE COLOR":
-        return _colour(_palette_colours(stored, dataset))
-    if stored.ndim == 3:
-        return _colour(stored, bits=int(dataset.BitsStored))
-    transform = _functional_group(dataset, index, "PixelValueTransformationSequence")
-    values, value_range = _modality_values(stored, dataset, transform)
-    inverted = photometric == "MONOCHROME1"
-    if dataset.get("PresentationLUTShape") in ("INVERSE", "IDENTITY"):
-        # The shape, where present, is the last word on polarity (PS3.3 C.11.6, and C.8.11.3.1.2
-        # requires INVERSE with MONOCHROME1 and IDENTITY with MONOCHROME2).
-        inverted = dataset.PresentationLUTShape == "INVERSE"
-    return Frame(
-        values=values,
-        quantity="modality",
-        value_range=value_range,
-        padding=_padding(stored, dataset),
-        voi=_voi(dataset, _functional_group(dataset, index, "FrameVOILUTSequence")),
-        inverted=inverted,
-    )
-
-
-def _palette_colours(stored: NDArray, dataset: Dataset) -> NDArray:
-    """Return RGB from the palette (PS3.3 C.7.6.3.1.5)."""
-    rgb = apply_color_lut(stored, dataset)
-    # pydicom 3.0 reads OW palettes as little endian, save the segmented ones.
-    swapped = _transfer_syntax(dataset) == ExplicitVRBigEndian
-    if swapped and rgb.dtype.itemsize == 2 and "RedPaletteColorLookupTableData" in dataset:
-        return rgb.byteswap()
-    return rgb
-
-
-def _colour(rgb: NDArray, bits: int | None = None) -> Frame:
-    highest = float(2 ** (bits or rgb.dtype.itemsize * 8) - 1)
-    return Frame(values=rgb.astype(np.float32), quantity="display", value_range=(0.0, highest))
-
-
-def _functional_group(dataset: Dataset, index: int, keyword: str) -> Dataset:
-    """Return the macro's item for a frame: per-frame, shared, else the data set itself."""
-    per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
-    if per_frame and index < len(per_frame) and per_frame[index].get(keyword):
-        return per_frame[index][keyword][0]
-    shared = dataset.get("SharedFunctionalGroupsSequence")
-    if shared and shared[0].get(keyword):
-        return shared[0][keyword][0]
-    return dataset
-
-
-def _stored_range(dataset: Dataset) -> tuple[float, float]:
-    bits = int(dataset.BitsStored)
-    signed = bool(dataset.get("PixelRepresentation"))
-    return (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
-
-
-def _modality_values(
-    stored: NDArray, dataset: Dataset, transform: Dataset
-) -> tuple[NDArray[np.float32], tuple[float, float] | None]:
-    """Apply the modality LUT or the rescale (PS3.3 C.11.1), and say what range it can reach."""
-    if sequence := dataset.get("ModalityLUTSequence"):
-        table = _lookup_table(sequence[0], dataset)
-        index = np.clip(stored.astype(np.int64) - table.first, 0, len(table.table) - 1)
-        return table.table[index].astype(np.float32), (0.0, 2.0**table.bits - 1)
-    slope = float(transform.get("RescaleSlope") or 1.0)
-    intercept = float(transform.get("RescaleIntercept") or 0.0)
-    values = stored.astype(np.float64) * slope + intercept
-    if stored.dtype.kind == "f" or int(dataset.BitsStored) > MOST_DISPLAY_BITS:
-        return values.astype(np.float32), None
-    low, high = sorted(bound * slope + intercept for bound in _stored_range(dataset))
-    return values.astype(np.float32), (low, high)
-
-
-def _padding(stored: NDArray, dataset: Dataset) -> NDArray[np.bool_] | None:
-    """Return where there is no image: PixelPaddingValue to PixelPaddingRangeLimit, inclusive."""
-    if stored.dtype.kind == "f":
-        return _float_padding(stored, dataset)
-    value = dataset.get("PixelPaddingValue")
-    if not isinstance(value, int):
-        return None
-    limit = dataset.get("PixelPaddingRangeLimit")
-    limit = limit if isinstance(limit, int) else value
-    # Scanners write the value with the wrong signedness; as a bit pattern it is right.
-    low, high = sorted(int(_as_stored(bound, stored.dtype)) for bound in (value, limit))
-    return (stored >= low) & (stored <= high)
-
-
-def _float_padding(stored: NDArray, dataset: Dataset) -> NDArray[np.bool_] | None:
-    """Return where there is no image, of floating-point pixels (PS3.3 C.7.6.24 and C.7.6.25)."""
-    kind = "Float" if stored.dtype.itemsize == 4 else "DoubleFloat"
-    value = dataset.get(f"{kind}PixelPaddingValue")
-    if value is None:
-        return None
-    limit = dataset.get(f"{kind}PixelPaddingRangeLimit")
-    low, high = sorted((value, value if limit is None else limit))
-    return (stored >= stored.dtype.type(low)) & (stored <= stored.dtype.type(high))
-
-
-def _as_stored(value: int, dtype: np.dtype) -> int:
-    bits = dtype.itemsize * 8
-    wrapped = value % 2**bits
-    return wrapped - 2**bits if dtype.kind == "i" and wrapped >= 2 ** (bits - 1) else wrapped
-
-
-def _voi(dataset: Dataset, attributes: Dataset) -> Voi | None:
-    """Return the first VOI LUT, else the first usable window (PS3.3 C.11.2)."""
-    if sequence := attributes.get("VOILUTSequence"):
-        return _lookup_table(sequence[0], dataset)
-    centres = _numbers(attributes.get("WindowCenter"))
-    widths = _numbers(attributes.get("WindowWidth"))
-    function = str(attributes.get("VOILUTFunction") or "LINEAR")
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        return None
-    for centre, width in zip(centres, widths, strict=False):
-        with contextlib.suppress(UsageError):  # a width of 0 is seen in the wild: no window
-            return Window(centre=centre, width=width, function=function)
-    return None
-
-
-def _numbers(value: object) -> list[float]:
-    if value is None or value == "":
-        return []
-    if isinstance(value, list | tuple | MultiValue):
-        return [float(one) for one in value]
-    return [float(str(value))]
-
-
-def _lookup_table(item: Dataset, dataset: Dataset) -> LookupTable:
-    """Read a Modality or VOI LUT item; LUTData is US values or OW bytes (PS3.3 C.11.1.1)."""
-    entries, first, bits = (int(number) for number in item.LUTDescriptor)
-    data = item.LUTData
-    if isinstance(data, bytes):
-        big = _transfer_syntax(dataset) == ExplicitVRBigEndian
-        # 8-bit entries may come one to a byte or one to a word.
-        packed = bits <= 8 and len(data) < 2 * (entries or 2**16)
-        kind = "u1" if packed else (">u2" if big else "<u2")
-        data = np.frombuffer(data, dtype=kind)
-    table = np.asarray(data, dtype=np.uint16)[: entries or 2**16]
-    if len(table) < (entries or 2**16):
-        raise ValueError("LUTData is cut short")
-    if item["LUTDescriptor"].VR == "US" and first >= 2**15 and dataset.get("PixelRepresentation"):
-        first -= 2**16
-    return LookupTable(first=first, table=table, bits=bits)
 
 
 def is_dataset(value: object) -> bool:
     """Whether ``value`` is a pydicom data set."""
-    return isinstance(value, Dataset | FileDataset)
+    return isinstance(value, Dataset)

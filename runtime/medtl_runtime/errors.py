@@ -7,23 +7,29 @@ MedtlError                    exit code 1
 │   ├── DeviceUnavailable     the device that was asked for is not there
 │   └── OutputExists          nothing is overwritten without --overwrite
 ├── OutputNotWritten          the disk is full, or the place cannot be written to
+├── AuditLogBroken            exit code 1: an entry of an audit log was changed or removed
 ├── ScanError                 exit code 3: one input; the others go on
 │   ├── ScanNotFound          no such file, or nothing matches the pattern
 │   ├── ScanUnreadable        corrupt, cut short, or not an image format that medtl reads
 │   ├── ScanWithoutPixels     a DICOM object that is not an image (SR, waveform, ...)
 │   ├── DecoderMissing        a compressed transfer syntax without an installed decoder
-│   ├── ScanUnfit             an image that the recipe cannot prepare (colour for a grey model, ...)
-│   └── ScanOutOfScope        an image that the model was not made for
-└── ModelError                exit code 4: the model file
+│   ├── ScanTooLarge          refused: more pixels or bytes than medtl takes in at once
+│   ├── ScanUnfit             refused: the recipe cannot prepare it (colour for a grey model, ...)
+│   ├── SeriesUnfit           refused: slices that do not make one regular series
+│   └── ScanOutOfScope        refused: an image that the model was not made for
+│       └── ScanNovel         refused: unlike what the model was trained on
+└── ModelError                exit code 4: the model file, or what lies beside it
     ├── ModelNotFound         no such file, none to choose from, or several
     ├── ModelUnusable         not a medtl model, cut short, or of an unknown schema
+    ├── ModelUntrusted        no signature by the required key, or one that does not fit
+    ├── SiteFileUnusable      a site file of another model, or a damaged one
     └── SelfTestFailed        this machine does not reproduce the stored logits
 
 The commands catch `MedtlError`, print its one line and exit with its code. A traceback is a bug.
 """
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 
 class MedtlError(Exception):
@@ -106,16 +112,49 @@ class OutputNotWritten(MedtlError, OSError):
         super().__init__(f"{path} was not written: {reason}")
 
 
+class AuditLogBroken(MedtlError, ValueError):
+    """The chain of an audit log does not hold: an entry was changed, moved or removed."""
+
+    code = "audit-log-broken"
+
+
 class ScanError(MedtlError):
     """One input cannot be used. The others go on."""
 
     exit_code = 3
     code = "scan-error"
 
-    def __init__(self, source: str, reason: str) -> None:
+    status: ClassVar[Literal["error", "refused"]] = "error"
+    """``error``: it could not be read; ``refused``: it could, and no score is given for it."""
+
+    def __init__(
+        self,
+        source: str,
+        reason: str,
+        *,
+        attribute: str | None = None,
+        found: object = None,
+        expected: object = None,
+    ) -> None:
+        """Make an error.
+
+        Parameters
+        ----------
+        source
+            The name of the input.
+        reason
+            Why, without the name: logs show it, so it holds no patient data.
+        attribute
+            What was checked: a DICOM keyword, or the name of a score.
+        found, expected
+            Its value and what was asked for, as JSON values; results show them, logs do not.
+        """
         super().__init__(f"{source}: {reason}")
         self.source = source
         self.reason = reason
+        self.attribute = attribute
+        self.found = found
+        self.expected = expected
 
 
 class ScanNotFound(ScanError, FileNotFoundError):
@@ -145,16 +184,38 @@ class DecoderMissing(ScanError, RuntimeError):
     code = "decoder-missing"
 
 
+class ScanTooLarge(ScanError, ValueError):
+    """The input claims or holds more than medtl takes in at once."""
+
+    code = "scan-too-large"
+    status = "refused"
+
+
 class ScanUnfit(ScanError, ValueError):
     """The recipe cannot prepare this image."""
 
     code = "scan-unfit"
+    status = "refused"
+
+
+class SeriesUnfit(ScanError, ValueError):
+    """The slices do not make one regular series."""
+
+    code = "series-unfit"
+    status = "refused"
 
 
 class ScanOutOfScope(ScanError, ValueError):
     """The model was not made for this image."""
 
     code = "scan-out-of-scope"
+    status = "refused"
+
+
+class ScanNovel(ScanOutOfScope):
+    """The image is unlike what the model was trained on."""
+
+    code = "out-of-distribution"
 
 
 class ModelError(MedtlError):
@@ -178,6 +239,22 @@ class ModelUnusable(ModelError, ValueError):
 
     def __init__(self, path: Path | str, found: str) -> None:
         super().__init__(f"{path} is not a usable medtl model: {found}")
+
+
+class ModelUntrusted(ModelError, PermissionError):
+    """The file is not signed by the required key, or was changed since it was signed."""
+
+    code = "model-untrusted"
+    __str__ = Exception.__str__
+
+
+class SiteFileUnusable(ModelError, ValueError):
+    """The site file beside a model is damaged, or was made for another model."""
+
+    code = "site-file-unusable"
+
+    def __init__(self, path: Path | str, found: str) -> None:
+        super().__init__(f"{path} is not a usable site file: {found}")
 
 
 class SelfTestFailed(ModelError, RuntimeError):

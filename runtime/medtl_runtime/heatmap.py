@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from medtl_runtime.files import written_whole
-from medtl_runtime.predictor import Result
 from medtl_runtime.recipe import FULL_SCALE
+from medtl_runtime.results import Result
 
 _LEAST_SIDE = 384
 _STRENGTH = 0.6
@@ -56,18 +56,22 @@ def overlay(pixels: NDArray[np.uint16], heat: NDArray[np.floating]) -> Image.Ima
     return Image.fromarray(np.rint(blended).astype(np.uint8))
 
 
-def write_heatmap(result: Result, folder: Path, stem: str) -> Path:
-    """Write the overlay for the finding of a result and return its path.
+def shown_class(result: Result) -> str:
+    """Return the class whose evidence is drawn: the finding, else the most probable one."""
+    return result.finding or max(result.probabilities, key=result.probabilities.__getitem__)
+
+
+def write_heatmap(result: Result, path: Path) -> Path:
+    """Write the overlay of a result as PNG to ``path`` and return it.
 
     The PNG carries the model's name and digest, the class and the map's maximum as text.
     """
-    classes = list(result.probabilities)
-    heat = evidence(result.cam, classes.index(result.finding))
+    shown = shown_class(result)
+    heat = evidence(result.cam, list(result.probabilities).index(shown))
     text = PngImagePlugin.PngInfo()
-    text.add_text("medtl:class", result.finding)
+    text.add_text("medtl:class", shown)
     text.add_text("medtl:model", f"{result.model['name']} {result.model['digest']}")
     text.add_text("medtl:maximum", f"{float(heat.max()):.4g} logits")
-    path = folder / f"{stem}.png"
     with written_whole(path) as part:
         overlay(result.canonical.pixels, heat).save(part, format="PNG", pnginfo=text)
     return path

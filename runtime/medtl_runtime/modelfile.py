@@ -7,57 +7,29 @@ The description is one JSON document under the key ``medtl`` of the ONNX file's
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from medtl_runtime.decision import Aggregation, Decision
 from medtl_runtime.errors import MedtlError, ModelUnusable
+from medtl_runtime.intended_use import IntendedUse
+from medtl_runtime.novelty import EmbeddingReference
 from medtl_runtime.recipe import Recipe
 
 METADATA_KEY = "medtl"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+# What acts on a terminal instead of being shown: control characters, breaks of lines, marks that
+# turn the direction of what follows; and surrogates, which cannot be written at all.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 INPUT = "image"
 OUTPUTS = ("logits", "cam", "embedding")
-
-Rule = Literal["argmax", "threshold"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OperatingPoint:
-    """How a class is chosen from the probabilities.
-
-    ``argmax`` takes the most probable class. ``threshold``, for two classes, takes ``positive``
-    when its probability is at least ``threshold``.
-    """
-
-    rule: Rule = "argmax"
-    positive: str | None = None
-    threshold: float | None = None
-    chosen: str = ""
-    """On what, and by which criterion, the point was chosen."""
-
-    def decide(self, classes: Sequence[str], probabilities: NDArray[np.float64]) -> str:
-        """Return the class for one image; ``probabilities`` has shape (K,)."""
-        if self.rule == "argmax":
-            return classes[int(np.argmax(probabilities))]
-        assert self.positive is not None
-        assert self.threshold is not None
-        positive = classes.index(self.positive)
-        chosen = positive if probabilities[positive] >= self.threshold else 1 - positive
-        return classes[chosen]
-
-
-@dataclass(frozen=True, kw_only=True)
-class IntendedUse:
-    """What the model was made for; an empty field says nothing."""
-
-    modalities: tuple[str, ...] = ()
-    """DICOM Modality (0008,0060) values of the training data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +52,12 @@ class Description:
     classes: tuple[str, ...]
     recipe: Recipe
     self_test: SelfTest
-    operating_point: OperatingPoint = OperatingPoint()
-    temperature: float = 1.0
-    """Logits are divided by it before the softmax (Guo et al., ICML 2017)."""
-    intended_use: IntendedUse = IntendedUse()
+    decision: Decision = field(default_factory=Decision)
+    aggregation: Aggregation = field(default_factory=Aggregation)
+    """Over the slices of a series."""
+    intended_use: IntendedUse = field(default_factory=IntendedUse)
+    embedding_reference: EmbeddingReference | None = None
+    """What embeddings of the training data look like; None where novelty is not scored."""
     precision: str = "fp32"
     quantisation: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any]
@@ -91,8 +65,17 @@ class Description:
 
     def to_json(self) -> str:
         """Return the document that goes into the file."""
-        document = {"schema_version": SCHEMA_VERSION, **asdict(self)}
-        document["recipe"] = self.recipe.to_json()
+        reference = self.embedding_reference
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            **{one.name: getattr(self, one.name) for one in fields(self)},
+            "recipe": self.recipe.to_json(),
+            "decision": self.decision.to_json(),
+            "aggregation": asdict(self.aggregation),
+            "intended_use": self.intended_use.to_json(),
+            "embedding_reference": None if reference is None else reference.to_json(),
+            "self_test": asdict(self.self_test),
+        }
         return json.dumps(document, sort_keys=True, ensure_ascii=False)
 
     @staticmethod
@@ -113,22 +96,33 @@ class Description:
             expected = f"this version of medtl reads {SCHEMA_VERSION}"
             raise ModelUnusable(path, f"schema version {found}; {expected}")
         try:
-            description = _description(document)
+            description = _description(document, path)
             _check(description, path)
         except ModelUnusable:
             raise
-        except (MedtlError, KeyError, TypeError, ValueError, AttributeError) as cause:
+        except (
+            MedtlError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+        ) as cause:
             raise ModelUnusable(path, f"malformed description ({cause})") from cause
         return description
 
 
-def _description(document: dict[str, Any]) -> Description:
-    test, use = document.pop("self_test"), document.pop("intended_use")
+def _description(document: dict[str, Any], path: Path | str) -> Description:
+    test, reference = document.pop("self_test"), document.pop("embedding_reference")
+    classes = tuple(document.pop("classes"))
+    _check_classes(classes, path)  # first, because decisions are about them
     return Description(
         recipe=Recipe.from_json(document.pop("recipe")),
-        classes=tuple(document.pop("classes")),
-        operating_point=OperatingPoint(**document.pop("operating_point")),
-        intended_use=IntendedUse(modalities=tuple(use["modalities"])),
+        classes=classes,
+        decision=Decision.from_json(document.pop("decision"), classes),
+        aggregation=Aggregation(**document.pop("aggregation")),
+        intended_use=IntendedUse.from_json(document.pop("intended_use")),
+        embedding_reference=None if reference is None else EmbeddingReference.from_json(reference),
         self_test=SelfTest(
             seeds=tuple(test["seeds"]),
             logits=tuple(tuple(row) for row in test["logits"]),
@@ -138,9 +132,17 @@ def _description(document: dict[str, Any]) -> Description:
     )
 
 
+def _check_classes(classes: tuple[Any, ...], path: Path | str) -> None:
+    if not all(isinstance(name, str) for name in classes):
+        raise ModelUnusable(path, f"its classes are {classes}; expected names")
+    for name in classes:
+        _refuse_control_characters("class", name, path)
+    if len(classes) < 2 or len(set(classes)) != len(classes):
+        raise ModelUnusable(path, f"its classes are {classes}; expected two or more different ones")
+
+
 def _check(description: Description, path: Path | str) -> None:
-    classes, point = description.classes, description.operating_point
-    for field, kind in (
+    for name, kind in (
         ("name", str),
         ("version", str),
         ("precision", str),
@@ -148,26 +150,20 @@ def _check(description: Description, path: Path | str) -> None:
         ("provenance", Mapping),
         ("requires", Mapping),
     ):
-        if not isinstance(getattr(description, field), kind):
-            raise ModelUnusable(path, f"its {field} is {getattr(description, field)}")
-    if not all(isinstance(name, str) for name in classes):
-        raise ModelUnusable(path, f"its classes are {classes}; expected names")
+        if not isinstance(getattr(description, name), kind):
+            raise ModelUnusable(path, f"its {name} is {getattr(description, name)}")
+    for name in ("name", "version", "precision"):
+        _refuse_control_characters(name, getattr(description, name), path)
     if description.task != "multiclass":
         raise ModelUnusable(path, f"task {description.task}; this version runs multiclass")
-    if len(classes) < 2 or len(set(classes)) != len(classes):
-        raise ModelUnusable(path, f"its classes are {classes}; expected two or more different ones")
-    if point.rule not in get_args(Rule):
-        raise ModelUnusable(path, f"operating point rule {point.rule}")
-    if point.rule == "threshold" and (
-        len(classes) != 2
-        or point.positive not in classes
-        or not isinstance(point.threshold, int | float)
-        or not 0 <= point.threshold <= 1
-    ):
-        raise ModelUnusable(path, "operating point with a threshold that fits no class")
-    if not 0 < description.temperature < math.inf:
-        raise ModelUnusable(path, f"temperature {description.temperature}; expected more than 0")
-    _check_self_test(description.self_test, len(classes), path)
+    if description.decision.novelty is not None and description.embedding_reference is None:
+        raise ModelUnusable(path, "novelty cut-offs without an embedding reference")
+    _check_self_test(description.self_test, len(description.classes), path)
+
+
+def _refuse_control_characters(field: str, text: str, path: Path | str) -> None:
+    if _CONTROL.search(text):
+        raise ModelUnusable(path, f"its {field} is {text!a}, with a control character")
 
 
 def _check_self_test(test: SelfTest, classes: int, path: Path | str) -> None:
@@ -177,13 +173,6 @@ def _check_self_test(test: SelfTest, classes: int, path: Path | str) -> None:
         raise ModelUnusable(path, "self-test logits that are not one row of numbers for each seed")
     if not 0 <= test.tolerance < math.inf:
         raise ModelUnusable(path, f"self-test tolerance {test.tolerance}; expected 0 or more")
-
-
-def probabilities(logits: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
-    """Return softmax(logits / temperature) over the last axis, in double precision."""
-    scaled = np.asarray(logits, np.float64) / temperature
-    shifted = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
 def file_digest(path: Path) -> str:

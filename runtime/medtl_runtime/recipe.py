@@ -61,7 +61,8 @@ class FixedWindow:
         if frame.quantity == "display":
             raise ScanUnfit(
                 source,
-                f"the image has no modality values for the fixed {self}; expected DICOM or NPY",
+                f"the image has no modality values for the fixed {self}; "
+                "expected grey DICOM or NPY",
             )
         return self.window, f"fixed {self}"
 
@@ -173,11 +174,13 @@ class Recipe:
             Colour for a grey recipe, or nothing to make a window of.
         """
         voi, words = self.window.choose(frame, source)
-        grey = _as_channels(voi.apply(frame.values), self.channels, source)
+        # Up to here, each level is computed once, however many pixels have it.
+        shown = voi.apply(frame.levels)
         if frame.inverted and self.polarity == "display":
-            grey = 1 - grey
-        if frame.padding is not None:
-            grey = np.where(frame.padding, np.float32(0), grey)
+            shown = 1 - shown
+        if frame.padded is not None:
+            shown = np.where(frame.padded, np.float32(0), shown)
+        grey = _as_channels(frame.image_of(shown), self.channels, source)
         planes = [grey] if grey.ndim == 2 else [grey[..., c] for c in range(3)]
         fixed = [_fixed_point(self._fitted(np.ascontiguousarray(plane))) for plane in planes]
         if len(fixed) < self.channels:

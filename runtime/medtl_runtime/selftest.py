@@ -2,18 +2,29 @@
 
 Kernels differ between processors, and an int8 model that is right on one can be wrong on another.
 Every model file carries seeds and expected logits; the inputs are made here from the seeds.
+
+It runs once for each machine, model, engine and version of medtl: a marker in the user's cache
+folder says that it passed. Nothing is kept of a failure, so that the next run tries again.
 """
 
+import hashlib
+import json
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medtl_runtime.engine import Engine
-from medtl_runtime.errors import SelfTestFailed
+from medtl_runtime import __version__
+from medtl_runtime.errors import OutputNotWritten, SelfTestFailed
 from medtl_runtime.recipe import Recipe, as_batch
+
+if TYPE_CHECKING:
+    from medtl_runtime.engines.protocol import Engine
 
 _BLOCK = 8
 
@@ -58,14 +69,16 @@ def synthetic_logits(network: Runs, recipe: Recipe, seeds: Sequence[int]) -> NDA
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTestResult:
-    """The largest difference from the stored logits, and how much is allowed."""
+    """A self-test that passed."""
 
     difference: float
+    """Largest absolute difference from a stored logit."""
     tolerance: float
+    """How much is allowed."""
     images: int
 
 
-def self_test(engine: Engine) -> SelfTestResult:
+def self_test(engine: "Engine") -> SelfTestResult:
     """Replay the model's self-test.
 
     Raises
@@ -84,3 +97,75 @@ def self_test(engine: Engine) -> SelfTestResult:
     return SelfTestResult(
         difference=difference, tolerance=stored.tolerance, images=len(stored.seeds)
     )
+
+
+def checked_once(engine: "Engine", digest: str, folder: Path) -> SelfTestResult:
+    """Return what the self-test found when it ran first, which may be now.
+
+    Parameters
+    ----------
+    engine
+        An engine whose ``name`` says its version and the device that it runs on.
+    digest
+        Of the model file.
+    folder
+        For markers. Where it cannot be written to, the self-test runs each time.
+
+    Raises
+    ------
+    SelfTestFailed
+        As for `self_test`.
+    """
+    marker = _marker(engine, digest, folder)
+    found = _read(marker, engine)
+    return checked_again(engine, digest, folder) if found is None else found
+
+
+def checked_again(engine: "Engine", digest: str, folder: Path) -> SelfTestResult:
+    """Run the self-test, whatever was found before; see `checked_once`."""
+    from medtl_runtime.files import write_text
+
+    marker = _marker(engine, digest, folder)
+    try:
+        result = self_test(engine)
+    except SelfTestFailed:
+        with suppress(OSError):
+            marker.unlink()
+        raise
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    with suppress(OutputNotWritten):
+        write_text(marker, json.dumps({**asdict(result), "when": now}))
+    return result
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again, as the operating system names it."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("medtl", appauthor=False))
+
+
+def _marker(engine: "Engine", digest: str, folder: Path) -> Path:
+    """Return the marker's name: a SHA-256 of everything that can change the outcome."""
+    from medtl_runtime.engines.processor import machine
+
+    facts = json.dumps([digest, engine.name, __version__, machine()])
+    return folder / f"{hashlib.sha256(facts.encode()).hexdigest()}.json"
+
+
+def _read(marker: Path, engine: "Engine") -> SelfTestResult | None:
+    """Return a marker's content; None without one, or with one that says something else."""
+    stored = engine.description.self_test
+    try:
+        fields = json.loads(marker.read_text(encoding="utf-8"))
+        result = SelfTestResult(
+            difference=float(fields["difference"]),
+            tolerance=float(fields["tolerance"]),
+            images=int(fields["images"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+    expected = (stored.tolerance, len(stored.seeds))
+    if (result.tolerance, result.images) != expected or not 0 <= result.difference <= expected[0]:
+        return None
+    return result

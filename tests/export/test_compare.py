@@ -1,11 +1,12 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from medtl_export import compare
 from medtl_export.errors import ParityFailed
-from medtl_runtime.modelfile import OperatingPoint
+from medtl_runtime.decision import OperatingPoint
 from medtl_train.metrics import Scored
 
 
@@ -35,7 +36,7 @@ LOGITS = np.array([[2.0, -1.0], [-1.0, 1.0], [0.0, 0.5]], np.float32)
 
 
 def test_equal_logits_have_parity(scored: Scored) -> None:
-    parity = compare.check_parity(LOGITS, LOGITS + 1e-6, scored)
+    parity = compare.check_parity(LOGITS, LOGITS + 1e-6, scored, 1.0)
     assert parity.images == 3
     assert parity.flips == 0
     assert 0 < parity.largest_difference < 2e-6
@@ -45,21 +46,44 @@ def test_a_difference_beyond_float_arithmetic_is_refused(scored: Scored) -> None
     other = LOGITS.copy()
     other[1, 0] += 0.01
     with pytest.raises(ParityFailed, match=r"differs from torch by 0\.01"):
-        compare.check_parity(LOGITS, other, scored)
+        compare.check_parity(LOGITS, other, scored, 1.0)
 
 
 def test_nan_has_no_parity(scored: Scored) -> None:
     other = LOGITS.copy()
     other[0, 0] = np.nan
     with pytest.raises(ParityFailed):
-        compare.check_parity(LOGITS, other, scored)
+        compare.check_parity(LOGITS, other, scored, 1.0)
 
 
 def test_flips_count_changed_decisions(scored: Scored) -> None:
     turned = LOGITS.copy()
     turned[0] = turned[0, ::-1]
-    one, other = (compare.with_logits(scored, logits) for logits in (LOGITS, turned))
+    one, other = (compare.with_logits(scored, logits, 1.0) for logits in (LOGITS, turned))
     assert compare.flips(one, other) == 1
+
+
+def test_decisions_are_taken_at_the_temperature(scored: Scored) -> None:
+    """The point's threshold of 0.8 is reached by a logit of 1 at temperature 0.5 and not at 1."""
+    at = replace(scored, point=replace(scored.point, threshold=0.8))
+    logits = np.array([[0.0, 1.0]] * 3, np.float32)
+    found = [compare.with_logits(at, logits, t).predicted.tolist() for t in (0.5, 1.0)]
+    assert found == [[1, 1, 1], [0, 0, 0]]
+
+
+def test_images_are_run_one_by_one_and_come_back_in_their_order() -> None:
+    class Mean:
+        """Says of an image what its mean is."""
+
+        def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+            assert len(images) == 1
+            mean = images.mean((1, 2, 3))[:, None]
+            return {"logits": np.hstack([mean, -mean]), "embedding": 2 * mean}
+
+    pixels = np.stack([np.full((1, 4, 4), 13107 * k, np.uint16) for k in range(6)])
+    found = compare.run_all(Mean(), pixels)
+    np.testing.assert_allclose(found.logits[:, 0], np.arange(6) / 5, atol=1e-6)
+    np.testing.assert_allclose(found.embeddings[:, 0], np.arange(6) / 2.5, atol=1e-6)
 
 
 def test_the_speed_up_is_that_of_the_two_networks() -> None:

@@ -6,7 +6,7 @@ import torch
 from medtl_export import graph
 from medtl_models.architectures import ARCHITECTURES
 from medtl_models.network import Network
-from medtl_runtime.engine import Session
+from medtl_runtime.engines import Session
 from medtl_runtime.modelfile import OUTPUTS
 from medtl_runtime.recipe import HeaderVoi, Recipe
 

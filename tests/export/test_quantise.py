@@ -5,7 +5,7 @@ import torch
 
 from medtl_export import graph, quantise
 from medtl_models.network import Network
-from medtl_runtime.engine import Session
+from medtl_runtime.engines import Session
 from medtl_runtime.recipe import HeaderVoi, Recipe, as_batch
 
 

@@ -1,37 +1,57 @@
+import csv
 import json
 import shutil
 import subprocess
 import sys
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pydicom
 import pytest
 import torch
 
 from medtl_export import run as exporting
+from medtl_export.describe import OLDEST_ONNXRUNTIME
 from medtl_export.errors import ImagesMissing, ParityFailed, QuantisedSlower, QuantisedWorse
+from medtl_export.settings import Settings
 from medtl_runtime import Predictor
-from medtl_runtime.errors import OutputExists, UsageError
+from medtl_runtime.decision import Aggregation
+from medtl_runtime.errors import (
+    ModelUntrusted,
+    OutputExists,
+    ScanNovel,
+    ScanOutOfScope,
+    UsageError,
+)
 from medtl_runtime.modelfile import METADATA_KEY
+from medtl_runtime.onnxfile import read_model_file
 from medtl_runtime.selftest import self_test
 from medtl_train import checkpoint as checkpoints
-from medtl_train.dataset import read_splits
 from medtl_train.errors import CheckpointUnusable
 from medtl_train.fit import predict_logits
+
+
+def files_of(run: Path, split: str) -> dict[str, str]:
+    """Return the label of each file of a split."""
+    with (run / "splits.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == split]
+    return {row["source"]: row["label"] for row in rows}
 
 
 @pytest.fixture(scope="module")
 def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "liver.onnx"
-    exporting.export(run, path, quantise=False, max_drop=0.005)
+    exporting.export(run, path, Settings())
     return path
 
 
 @pytest.fixture(scope="module")
 def quantised(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "liver.onnx"
-    exporting.export(run, path, quantise=True, max_drop=1.0)
+    exporting.export(run, path, Settings(quantise=True, max_drop=1.0))
     return path
 
 
@@ -43,8 +63,8 @@ def copied_run(run: Path, tmp_path: Path) -> Path:
 def test_the_runtime_says_of_a_validation_image_what_torch_says(run: Path, exported: Path) -> None:
     checkpoint = checkpoints.load_run(run)
     predictor = Predictor(exported, device="cpu")
-    for sample in list(read_splits(run / "splits.csv", "val"))[:5]:
-        result = predictor(sample.source)
+    for source in list(files_of(run, "val"))[:5]:
+        result = predictor(source)
         expected = predict_logits(
             checkpoint.restore(), result.canonical.pixels[None], torch.device("cpu")
         )
@@ -56,8 +76,11 @@ def test_the_file_describes_itself(run: Path, exported: Path) -> None:
     summary = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert described.classes == ("healthy", "lesion")
     assert described.recipe.to_json() == summary["recipe"]
-    assert described.operating_point.threshold == summary["operating_point"]["threshold"]
-    assert described.intended_use.modalities == ("CT",)
+    decision = described.decision
+    assert decision.operating_point.threshold == summary["operating_point"]["threshold"]
+    assert decision.temperature == summary["temperature"] != 1
+    assert described.intended_use.rules[0].values == ("CT",)
+    assert str(described.aggregation) == "max"
     assert described.precision == "fp32"
     assert described.quantisation is None
     assert described.provenance["validation"] == summary["validation"]
@@ -96,14 +119,164 @@ def test_the_int8_file_accounts_for_its_quantisation(quantised: Path, exported: 
 def test_the_metadata_is_one_json_document(exported: Path) -> None:
     model = onnx.load(exported, load_external_data=False)
     assert [entry.key for entry in model.metadata_props] == [METADATA_KEY]
-    assert json.loads(model.metadata_props[0].value)["schema_version"] == 1
+    assert json.loads(model.metadata_props[0].value)["schema_version"] == 2
+
+
+@pytest.fixture(scope="module")
+def guarded(run: Path, key: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a signed int8 file with everything that refuses."""
+    path = tmp_path_factory.mktemp("models") / "guarded.onnx"
+    settings = Settings(
+        quantise=True,
+        max_drop=1.0,
+        false_refusal_rate=0.2,
+        error_rate=0.2,
+        aggregation=Aggregation.parse("top-2-mean"),
+        intended_use={"PatientAge": {"low": 18, "missing": "allow"}, "Rows": False},
+        sign=key,
+    )
+    exporting.export(run, path, settings)
+    return path
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of an Ed25519 private key; its public half is ``public.pem`` beside it."""
+    return write_keys(tmp_path_factory.mktemp("keys"))
+
+
+def write_keys(folder: Path) -> Path:
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        PublicFormat,
+    )
+
+    key = ed25519.Ed25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (folder / "private.pem").write_bytes(private)
+    (folder / "public.pem").write_bytes(public)
+    return folder / "private.pem"
+
+
+def test_the_signed_file_is_verified_by_its_key_alone(
+    guarded: Path, key: Path, tmp_path: Path
+) -> None:
+    from medtl_runtime.signature import verify
+
+    verify(read_model_file(guarded), key.with_name("public.pem"))
+    with pytest.raises(ModelUntrusted):
+        verify(read_model_file(guarded), write_keys(tmp_path).with_name("public.pem"))
+    onnx.checker.check_model(onnx.load(guarded))
+
+
+def test_the_decision_is_fitted_on_what_the_file_itself_computes(run: Path, guarded: Path) -> None:
+    predictor = Predictor(guarded, device="cpu", refuse_novel=False)
+    described = predictor.description
+    assert described.precision == "int8"
+    assert str(described.aggregation) == "top-2-mean"
+    triage, novelty = described.decision.triage, described.decision.novelty
+    assert triage is not None
+    assert novelty is not None
+    files = files_of(run, "val")
+    results = [predictor(source) for source in files]
+    assert triage.images == novelty.images == len(results)
+    scores = [result.novelty for result in results]
+    for name in ("energy", "mahalanobis"):
+        # A cut-off is one of the validation images' own scores.
+        found = [getattr(one, name) for one in scores]
+        assert min(abs(np.array(found) - getattr(novelty, name))) < 1e-4 * max(map(abs, found))
+    pairs = zip(files.values(), results, strict=True)
+    missed = [truth not in (result.prediction_set or ()) for truth, result in pairs]
+    assert np.mean(missed) <= 0.2
+
+
+def test_noise_in_the_frame_of_a_scan_is_refused_as_novel(run: Path, guarded: Path) -> None:
+    dataset = pydicom.dcmread(next(iter(files_of(run, "val"))))
+    predictor = Predictor(guarded, device="cpu")
+    stored = dataset.pixel_array
+    noise = np.random.default_rng(0).choice([stored.min(), stored.max()], stored.shape)
+    dataset.PixelData = noise.astype(stored.dtype).tobytes()
+    with pytest.raises(ScanNovel) as refused:
+        predictor(dataset)
+    assert refused.value.attribute in ("energy", "mahalanobis")
+
+
+def test_scans_outside_the_intended_use_are_refused(run: Path, guarded: Path) -> None:
+    predictor = Predictor(guarded, device="cpu", refuse_novel=False)
+    source = next(iter(files_of(run, "val")))
+    rules = {rule.attribute for rule in predictor.description.intended_use.rules}
+    assert "Rows" not in rules
+    assert {"Modality", "PatientAge", "Columns"} <= rules
+    for changes, attribute in (
+        ({"Modality": "MR"}, "Modality"),
+        ({"PatientAge": "009Y"}, "PatientAge"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "ImageType"),
+    ):
+        dataset = pydicom.dcmread(source)
+        for name, value in changes.items():
+            setattr(dataset, name, value)
+        with pytest.raises(ScanOutOfScope) as refused:
+            predictor(dataset)
+        assert refused.value.attribute == attribute
+
+
+def test_without_enough_validation_images_there_is_no_novelty_check_and_a_note(
+    run: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    exported = exporting.export(run, tmp_path / "m.onnx", Settings(), note=told.append)
+    count = exported.parity.images
+    assert f"no novelty check: {count} validation images; it takes 39" in told
+    assert exported.decision.novelty is None
+    assert Predictor(tmp_path / "m.onnx", device="cpu").description.embedding_reference is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (Settings(false_refusal_rate=0.001), "takes 1999 validation images"),
+        (Settings(error_rate=0.001), "takes 999 validation images of each class"),
+        (Settings(sign=Path("nowhere.pem")), "nowhere.pem"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_the_network_is_traced(
+    settings: Settings, words: str, run: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    with pytest.raises(UsageError, match=words):
+        exporting.export(run, tmp_path / "m.onnx", settings, note=told.append)
+    assert "tracing" not in told
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["temperature", "operating_point", "headers"])
+def test_a_run_of_another_version_is_refused(
+    missing: str, copied_run: Path, tmp_path: Path
+) -> None:
+    path = copied_run / "metrics.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary.pop(missing, None)
+    summary["data"].pop(missing, None)
+    path.write_text(json.dumps(summary), encoding="utf-8")
+    with pytest.raises(UsageError, match="of another version of medtl"):
+        exporting.export(copied_run, tmp_path / "m.onnx", Settings())
+
+
+def test_the_engine_that_a_file_requires_is_the_oldest_that_medtl_installs() -> None:
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    extras = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert f"onnxruntime>={OLDEST_ONNXRUNTIME}" in extras["cpu"]
 
 
 def test_an_existing_file_is_left_alone(run: Path, tmp_path: Path) -> None:
     path = tmp_path / "liver.onnx"
     path.write_bytes(b"precious")
     with pytest.raises(OutputExists, match="--overwrite"):
-        exporting.export(run, path, quantise=False, max_drop=0)
+        exporting.export(run, path, Settings())
     assert path.read_bytes() == b"precious"
 
 
@@ -139,12 +312,15 @@ def test_a_metric_that_cannot_be_computed_is_refused() -> None:
 def test_a_network_that_torch_and_onnx_disagree_on_writes_no_file(
     copied_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disturbed = exporting.compare.run_all
-    monkeypatch.setattr(
-        exporting.compare, "run_all", lambda network, pixels: disturbed(network, pixels) + 0.1
-    )
+    run_all = exporting.compare.run_all
+
+    def disturbed(network, pixels):
+        found = run_all(network, pixels)
+        return replace(found, logits=found.logits + 0.1)
+
+    monkeypatch.setattr(exporting.compare, "run_all", disturbed)
     with pytest.raises(ParityFailed):
-        exporting.export(copied_run, tmp_path / "m.onnx", quantise=False, max_drop=0)
+        exporting.export(copied_run, tmp_path / "m.onnx", Settings())
     assert list(tmp_path.glob("*.onnx*")) == []
 
 
@@ -152,30 +328,29 @@ def test_missing_images_are_named(copied_run: Path, tmp_path: Path) -> None:
     splits = copied_run / "splits.csv"
     splits.write_text(splits.read_text(encoding="utf-8").replace("/liver/", "/moved/"))
     with pytest.raises(ImagesMissing, match="no such file"):
-        exporting.export(copied_run, tmp_path / "m.onnx", quantise=False, max_drop=0)
+        exporting.export(copied_run, tmp_path / "m.onnx", Settings())
     assert not (tmp_path / "m.onnx").exists()
 
 
 def test_images_that_changed_since_training_are_refused(copied_run: Path, tmp_path: Path) -> None:
     splits = copied_run / "splits.csv"
-    kept = next(read_splits(splits, "val")).source
-    other = next(read_splits(splits, "train")).source
+    kept, other = (next(iter(files_of(copied_run, name))) for name in ("val", "train"))
     splits.write_text(splits.read_text(encoding="utf-8").replace(kept, other))
     with pytest.raises(ImagesMissing, match="changed since training"):
-        exporting.export(copied_run, tmp_path / "m.onnx", quantise=False, max_drop=0)
+        exporting.export(copied_run, tmp_path / "m.onnx", Settings())
 
 
 def test_an_unfinished_run_is_refused(copied_run: Path, tmp_path: Path) -> None:
     (copied_run / "metrics.json").unlink()
     with pytest.raises(UsageError, match="not finished"):
-        exporting.export(copied_run, tmp_path / "m.onnx", quantise=False, max_drop=0)
+        exporting.export(copied_run, tmp_path / "m.onnx", Settings())
 
 
 def test_a_checkpoint_of_another_version_is_refused(copied_run: Path, tmp_path: Path) -> None:
     document = torch.load(copied_run / "best.pt", weights_only=True)
     torch.save({**document, "version": 99}, copied_run / "best.pt")
     with pytest.raises(CheckpointUnusable, match="version 99"):
-        exporting.export(copied_run, tmp_path / "m.onnx", quantise=False, max_drop=0)
+        exporting.export(copied_run, tmp_path / "m.onnx", Settings())
 
 
 def test_a_full_disk_leaves_nothing_under_the_name(run: Path, tmp_path: Path) -> None:
@@ -184,11 +359,12 @@ def test_a_full_disk_leaves_nothing_under_the_name(run: Path, tmp_path: Path) ->
 import resource, signal
 from pathlib import Path
 from medtl_export import run as exporting
+from medtl_export.settings import Settings
 from medtl_runtime.errors import OutputNotWritten
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 try:
-    exporting.export(Path({str(run)!r}), Path("m.onnx"), quantise=False, max_drop=0)
+    exporting.export(Path({str(run)!r}), Path("m.onnx"), Settings())
 except OutputNotWritten as error:
     print("refused:", error)
 """

@@ -57,13 +57,15 @@ def test_unseen_scans_get_a_finding(journey: Path) -> None:
 
 
 def test_a_bad_file_does_not_stop_the_rest(journey: Path) -> None:
-    (journey / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\x07" * 40)
-    done = command("medtl-infer broken.dcm unseen nowhere.dcm", journey)
+    whole = next((journey / "unseen").rglob("*.dcm")).read_bytes()
+    (journey / "broken.dcm").write_bytes(whole[: len(whole) // 2])
+    done = command("medtl-infer broken.dcm unseen nowhere.dcm --json", journey)
     assert done.returncode == 3
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 2
-    assert done.stdout.count("unseen/") == 4
-    assert "Traceback" not in done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["status"] for row in rows] == ["error", *["ok"] * 4, "error"]
+    assert [rows[0]["reason"], rows[-1]["reason"]] == ["scan-unreadable", "scan-not-found"]
+    assert "2 of 6 could not be read or were refused" in done.stderr
+    assert "broken" not in done.stderr  # it ends up in logs
 
 
 def test_the_heatmaps_are_pictures_of_the_images(journey: Path) -> None:

@@ -6,11 +6,14 @@ the repository, whose tests are skipped where it is absent.
 
 import copy
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import onnx
 import pydicom
@@ -19,7 +22,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from medtl_runtime import cli
-from medtl_runtime.engine import Session
+from medtl_runtime.engines import Session
 from medtl_runtime.modelfile import METADATA_KEY, Description
 from medtl_runtime.recipe import HeaderVoi, Recipe
 from medtl_runtime.selftest import synthetic_logits
@@ -199,6 +202,28 @@ def _with_self_test(model: onnx.ModelProto, described: Description) -> Descripti
     return dataclasses.replace(described, self_test=test)
 
 
+Rows = Callable[[str], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="session")
+def rows() -> Rows:
+    """Return a function that reads JSON lines, each of which must be valid by the schema."""
+    text = files("medtl_runtime").joinpath("result.schema.json").read_text(encoding="utf-8")
+    validator = jsonschema.Draft202012Validator(json.loads(text))
+
+    def read(lines: str) -> list[dict[str, Any]]:
+        found = [json.loads(line, parse_constant=_no_json) for line in lines.splitlines()]
+        for row in found:
+            validator.validate(row)
+        return found
+
+    return read
+
+
+def _no_json(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finished:
     """What a command left."""
@@ -219,6 +244,7 @@ def infer(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MEDTL_MODEL", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "no-data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run(*arguments: str | Path) -> Finished:
         monkeypatch.setattr(sys, "argv", ["medtl-infer", *map(str, arguments)])

@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+import click
 import pytest
-import typer
 
 from medtl_runtime import __version__, commands
 from medtl_runtime.errors import ExtraMissing, ModelUnusable, OutputNotWritten, ScanUnreadable
@@ -14,27 +14,22 @@ from medtl_runtime.errors import ExtraMissing, ModelUnusable, OutputNotWritten, 
 Run = Callable[..., tuple[int, str, str]]
 
 
-def new_app() -> typer.Typer:
-    """Return a command of the house with a few options, that prints what it got."""
-    app = commands.new_app()
-
-    @app.command(epilog=commands.EXIT_CODES)
-    def show(
-        names: Annotated[list[str] | None, typer.Argument()] = None,
-        max_drop: Annotated[float, typer.Option("--max-drop")] = 0.005,
-        as_json: Annotated[bool, typer.Option("--json")] = False,
-        fail: Annotated[str, typer.Option()] = "",
-        config: commands.ConfigOption = None,
-        version: commands.VersionOption = False,
-    ) -> None:
-        """Print the arguments."""
-        if fail == "model":
-            raise ModelUnusable("m.onnx", "cut\nshort \x1b[31m")
-        if fail == "interrupt":
-            raise KeyboardInterrupt
-        commands.show(f"{names} {max_drop} {as_json}")
-
-    return app
+@click.command(epilog=commands.EXIT_CODES, context_settings=commands.SETTINGS)
+@click.argument("names", nargs=-1)
+@click.option("--max-drop", default=0.005)
+@click.option("--json", "as_json", is_flag=True)
+@click.option("--fail", default="")
+@commands.config_option()
+@commands.version_option
+def show(names: tuple[str, ...], max_drop: float, as_json: bool, fail: str) -> None:
+    """Print the arguments."""
+    if fail == "model":
+        raise ModelUnusable("m.onnx", "cut\nshort \x1b[31m")
+    if fail == "bug":
+        raise KeyError("SECRET^NAME")
+    if fail == "interrupt":
+        raise KeyboardInterrupt
+    commands.show(f"{list(names) or None} {max_drop} {as_json}")
 
 
 @pytest.fixture
@@ -44,7 +39,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     def invoke(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["show", *arguments])
         with pytest.raises(SystemExit) as ended:
-            commands.run(new_app(), "show")
+            commands.run(show, "show")
         out, err = capsys.readouterr()
         return int(ended.value.code or 0), out.strip(), err
 
@@ -125,6 +120,21 @@ def test_an_interruption_is_exit_code_130_without_a_traceback(run: Run) -> None:
     code, out, err = run("--fail", "interrupt")
     assert (code, out) == (130, "")
     assert "Traceback" not in err
+
+
+def test_a_bug_is_told_by_its_kind_and_place_and_not_by_its_text(run: Run) -> None:
+    code, out, err = run("--fail", "bug")
+    assert (code, out) == (1, "")
+    (line,) = err.splitlines()
+    assert line.startswith("internal error: KeyError in ")
+    assert "SECRET" not in line
+
+
+def test_who_looks_for_a_bug_gets_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDTL_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["show", "--fail", "bug"])
+    with pytest.raises(KeyError, match="SECRET"):
+        commands.run(show, "show")
 
 
 def test_wrong_usage_is_exit_code_2(run: Run) -> None:

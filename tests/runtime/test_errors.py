@@ -8,6 +8,7 @@ import pytest
 
 from medtl_runtime import errors
 from medtl_runtime.errors import (
+    AuditLogBroken,
     DecoderMissing,
     DeviceUnavailable,
     EngineMissing,
@@ -15,16 +16,21 @@ from medtl_runtime.errors import (
     MedtlError,
     ModelError,
     ModelNotFound,
+    ModelUntrusted,
     ModelUnusable,
     OutputExists,
     OutputNotWritten,
     ScanError,
     ScanNotFound,
+    ScanNovel,
     ScanOutOfScope,
+    ScanTooLarge,
     ScanUnfit,
     ScanUnreadable,
     ScanWithoutPixels,
     SelfTestFailed,
+    SeriesUnfit,
+    SiteFileUnusable,
     UsageError,
 )
 
@@ -36,16 +42,22 @@ FAILURES = [
     DeviceUnavailable("cuda", "there is no NVIDIA GPU"),
     OutputExists(Path("heat.png")),
     OutputNotWritten(Path("heat.png"), OSError(28, "No space left on device")),
+    AuditLogBroken("text"),
     ScanError("scan.dcm", "reason"),
     ScanNotFound("scan.dcm", "no such file"),
     ScanUnreadable("scan.dcm", "reason"),
     ScanWithoutPixels("scan.dcm", "reason"),
     DecoderMissing("scan.dcm", "reason"),
+    ScanTooLarge("scan.dcm", "reason", attribute="Rows", found=10**6, expected="at most 8192"),
     ScanUnfit("scan.dcm", "reason"),
-    ScanOutOfScope("scan.dcm", "reason"),
+    SeriesUnfit("study#1.2", "reason", attribute="Modality", found=["CT", "MR"]),
+    ScanOutOfScope("scan.dcm", "reason", attribute="Modality", found="MR", expected="CT"),
+    ScanNovel("scan.dcm", "reason", attribute="energy", found=3.5, expected="at most 2"),
     ModelError("text"),
     ModelNotFound("text"),
     ModelUnusable(Path("m.onnx"), "cut short"),
+    ModelUntrusted("text"),
+    SiteFileUnusable(Path("m.site.json"), "it is damaged"),
     SelfTestFailed("text"),
 ]
 
@@ -89,12 +101,28 @@ def test_failures_are_also_of_the_builtin_kind_that_fits() -> None:
     assert issubclass(EngineMissing, ImportError)
 
 
+def test_what_can_be_read_and_is_not_scored_is_refused_and_the_rest_are_errors() -> None:
+    refusals = {kind for kind in map(type, FAILURES) if getattr(kind, "status", "") == "refused"}
+    assert refusals == {ScanTooLarge, ScanUnfit, SeriesUnfit, ScanOutOfScope, ScanNovel}
+    assert ScanUnreadable.status == DecoderMissing.status == "error"
+    assert issubclass(ScanNovel, ScanOutOfScope)
+
+
+def test_the_facts_of_a_refusal_are_kept_apart_from_its_reason() -> None:
+    error = ScanOutOfScope("a.dcm", "PatientAge is ...", attribute="PatientAge", found=3.0)
+    assert (error.source, error.reason) == ("a.dcm", "PatientAge is ...")
+    assert (error.attribute, error.found, error.expected) == ("PatientAge", 3.0, None)
+
+
 def test_messages_are_built_from_the_facts() -> None:
     assert str(FAILURES[2]) == (
         'training needs the package torch, which is missing: pip install "medtl[train]"'
     )
     assert str(FAILURES[6]) == "heat.png was not written: No space left on device"
-    assert str(FAILURES[8]) == "scan.dcm: no such file"
-    assert str(FAILURES[16]) == "m.onnx is not a usable medtl model: cut short"
+    assert str(FAILURES[9]) == "scan.dcm: no such file"
+    unusable = ModelUnusable(Path("m.onnx"), "cut short")
+    assert str(unusable) == "m.onnx is not a usable medtl model: cut short"
+    damaged = SiteFileUnusable("m.site.json", "it is damaged")
+    assert str(damaged) == "m.site.json is not a usable site file: it is damaged"
     assert "--device cuda: there is no NVIDIA GPU" in str(FAILURES[4])
     assert "--overwrite" in str(FAILURES[5])

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from medtl_runtime import Predictor
+from medtl_runtime.decision import Decision, Triage
 from medtl_runtime.errors import OutputNotWritten
-from medtl_runtime.heatmap import evidence, overlay, write_heatmap
+from medtl_runtime.heatmap import evidence, overlay, shown_class, write_heatmap
 from medtl_runtime.recipe import FULL_SCALE
 from medtl_runtime.testing import FakeEngine, describe
 
@@ -69,7 +70,7 @@ def test_the_scale_of_the_evidence_does_not_matter_to_the_picture() -> None:
 
 def test_the_file_says_which_class_and_model_it_shows(tiny_model: Path, tmp_path: Path) -> None:
     result = Predictor(tiny_model, device="cpu", threads=1)(np.full((32, 32), 250, np.uint8))
-    path = write_heatmap(result, tmp_path / "maps", "scan")
+    path = write_heatmap(result, tmp_path / "maps" / "scan.png")
     assert path == tmp_path / "maps" / "scan.png"
     with Image.open(path) as picture:
         assert picture.format == "PNG"
@@ -90,7 +91,7 @@ def test_the_picture_is_of_the_class_that_was_found(tmp_path: Path) -> None:
         assert result.finding == found
         heat = evidence(result.cam, ("negative", "positive").index(found))
         assert (heat[0, 0] < heat[-1, -1]) == (found == "positive")
-        path = write_heatmap(result, tmp_path, found)
+        path = write_heatmap(result, tmp_path / f"{found}.png")
         with Image.open(path) as picture:
             colour = np.ptp(np.asarray(picture).astype(int), axis=2)
         assert (colour[5, 5] < colour[-5, -5]) == (found == "positive")
@@ -100,7 +101,7 @@ def test_names_of_classes_in_any_script_are_kept(tmp_path: Path) -> None:
     result = Predictor(engine=FakeEngine(describe(classes=("正常", "病変"))))(
         np.zeros((16, 16), np.uint8)
     )
-    with Image.open(write_heatmap(result, tmp_path, "scan")) as picture:
+    with Image.open(write_heatmap(result, tmp_path / "scan.png")) as picture:
         picture.load()
         assert picture.info["medtl:class"] == "正常"
 
@@ -109,4 +110,12 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = Predictor(engine=FakeEngine(describe()))(np.zeros((16, 16), np.uint8))
     with pytest.raises(OutputNotWritten, match=r"scan\.png was not written"):
-        write_heatmap(result, tmp_path / "file", "scan")
+        write_heatmap(result, tmp_path / "file" / "scan.png")
+
+
+def test_where_the_model_abstains_the_most_probable_class_is_shown(tmp_path: Path) -> None:
+    never = Decision(triage=Triage(error_rate=0.1, thresholds=(1.0, 1.0), images=20))
+    result = Predictor(engine=FakeEngine(describe(decision=never)))(np.zeros((16, 16), np.uint8))
+    assert result.finding is None
+    with Image.open(write_heatmap(result, tmp_path / "scan.png")) as picture:
+        assert picture.info["medtl:class"] == shown_class(result) == "negative"

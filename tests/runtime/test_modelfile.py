@@ -9,54 +9,85 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medtl_runtime.decision import Aggregation, Decision, NoveltyCutoffs, OperatingPoint, Triage
 from medtl_runtime.errors import ModelUnusable
-from medtl_runtime.modelfile import (
-    SCHEMA_VERSION,
-    Description,
-    IntendedUse,
-    OperatingPoint,
-    file_digest,
-    probabilities,
-)
+from medtl_runtime.intended_use import IntendedUse, Rule
+from medtl_runtime.modelfile import SCHEMA_VERSION, Description, file_digest
+from medtl_runtime.novelty import EmbeddingReference
 from medtl_runtime.recipe import FixedWindow, Recipe
 from medtl_runtime.testing import describe
 
+DECISION = Decision(
+    temperature=1.7,
+    operating_point=OperatingPoint(
+        rule="threshold", positive="läsion", threshold=0.25, chosen="val, Youden"
+    ),
+    triage=Triage(error_rate=0.1, thresholds=(0.2, 0.4), images=90),
+    novelty=NoveltyCutoffs(energy=1.5, mahalanobis=40.0, false_refusal_rate=0.02, images=90),
+)
 
-def full() -> Description:
-    """Return a description in which every field differs from its default."""
-    return describe(
-        name="liver",
-        version="2.1",
-        classes=("healthy", "läsion"),
-        recipe=Recipe(
-            size=(64, 96), channels=3, window=FixedWindow(centre=90, width=250), fit="crop"
-        ),
-        operating_point=OperatingPoint(
-            rule="threshold", positive="läsion", threshold=0.25, chosen="val, Youden"
-        ),
-        temperature=1.7,
-        intended_use=IntendedUse(modalities=("CT", "PT")),
-        precision="int8",
-        quantisation={"scheme": "QDQ", "kept": ["/stem"]},
-        provenance={"run": "liver", "metrics": {"auroc": 0.91}},
-        requires={"opset": 18},
+
+def reference() -> EmbeddingReference:
+    return EmbeddingReference(
+        means=np.array([[0.5, -1, 0.1], [2, 0, 1 / 3]], np.float32),
+        directions=np.array([[0.6, 0.8, 0]], np.float32),
+        variances=np.array([4], np.float32),
+        residual=0.3,
+        images=200,
     )
 
 
+def full(**changes: Any) -> Description:
+    """Return a description in which every field differs from its default."""
+    fields: dict[str, Any] = {
+        "name": "liver",
+        "version": "2.1",
+        "classes": ("healthy", "läsion"),
+        "recipe": Recipe(
+            size=(64, 96), channels=3, window=FixedWindow(centre=90, width=250), fit="crop"
+        ),
+        "decision": DECISION,
+        "aggregation": Aggregation(rule="top-k-mean", k=3),
+        "intended_use": IntendedUse(rules=(Rule(attribute="Modality", values=("CT", "PT")),)),
+        "precision": "int8",
+        "quantisation": {"scheme": "QDQ", "kept": ["/stem"]},
+        "provenance": {"run": "liver", "metrics": {"auroc": 0.91}},
+        "requires": {"opset": 18},
+    }
+    return describe(**(fields | changes))
+
+
 def document(**changes: Any) -> str:
-    return json.dumps(json.loads(full().to_json()) | changes)
+    return json.dumps(json.loads(full(embedding_reference=reference()).to_json()) | changes)
 
 
-@pytest.mark.parametrize("one", [describe(), full(), describe(classes=("a", "b", "c"))])
+WITHOUT_NOVELTY = dataclasses.replace(DECISION, novelty=None)
+
+
+@pytest.mark.parametrize(
+    "one", [describe(), full(decision=WITHOUT_NOVELTY), describe(classes=("a", "b", "c"))]
+)
 def test_a_description_comes_back_from_its_document(one: Description) -> None:
     assert Description.from_json(one.to_json(), "m.onnx") == one
 
 
+def test_the_embedding_reference_comes_back_bit_for_bit() -> None:
+    one = full(embedding_reference=reference())
+    found = Description.from_json(one.to_json(), "m.onnx").embedding_reference
+    assert found is not None
+    for name in ("means", "directions", "variances"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(reference(), name))
+    assert (found.residual, found.images) == (0.3, 200)
+
+
 def test_the_document_says_its_schema_version_and_is_plain_json() -> None:
     data = json.loads(full().to_json())
-    assert data["schema_version"] == SCHEMA_VERSION == 1
+    assert data["schema_version"] == SCHEMA_VERSION == 2
     assert data["classes"] == ["healthy", "läsion"]
     assert data["recipe"]["window"] == {"kind": "fixed", "centre": 90, "width": 250}
+    assert data["aggregation"] == {"rule": "top-k-mean", "k": 3}
+    assert data["decision"]["temperature"] == 1.7
+    assert data["embedding_reference"] is None
 
 
 def test_equal_descriptions_give_equal_documents() -> None:
@@ -73,9 +104,9 @@ def test_what_is_no_medtl_document_is_called_so(text: str) -> None:
         Description.from_json(text, "m.onnx")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_schema_version_is_named_with_the_one_that_is_read(version: Any) -> None:
-    with pytest.raises(ModelUnusable, match=f"schema version {version}; this version .* reads 1"):
+    with pytest.raises(ModelUnusable, match=f"schema version {version}; this version .* reads 2"):
         Description.from_json(document(schema_version=version), "m.onnx")
 
 
@@ -132,34 +163,106 @@ def test_classes_are_two_or_more_different_names(classes: list, words: str) -> N
         Description.from_json(document(classes=classes), "m.onnx")
 
 
+@pytest.mark.parametrize("field", ["name", "version", "precision", "classes"])
 @pytest.mark.parametrize(
-    "point",
+    "character", ["\x1b", "\n", "\x00", "\x7f", "\x9b", "\u2028", "\u202e", "\ud800"]
+)
+def test_texts_that_would_act_on_a_terminal_are_refused(field: str, character: str) -> None:
+    text = f"li{character}ver"
+    value = ["healthy", text] if field == "classes" else text
+    with pytest.raises(ModelUnusable, match="control character") as error:
+        Description.from_json(document(**{field: value}), "m.onnx")
+    assert character not in str(error.value)
+
+
+def test_texts_in_any_script_are_names() -> None:
+    for text in ("肝臓", "کبد\N{ZERO WIDTH NON-JOINER}ها", "foie\N{NO-BREAK SPACE}gras", "läsion"):
+        assert Description.from_json(document(name=text), "m.onnx").name == text
+
+
+HUGE = 10**400  # a number in JSON that no float holds
+
+
+def changed(path: str, value: Any) -> str:
+    """Return the document with one field, by its dotted path, replaced."""
+    data = json.loads(document())
+    *parents, last = path.split(".")
+    inner = data
+    for name in parents:
+        inner = inner[name]
+    inner[last] = value
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
     [
-        {"rule": "vote", "positive": None, "threshold": None, "chosen": ""},
-        {"rule": "threshold", "positive": "lesion", "threshold": 0.5, "chosen": ""},
-        {"rule": "threshold", "positive": "läsion", "threshold": None, "chosen": ""},
-        {"rule": "threshold", "positive": "läsion", "threshold": "0.5", "chosen": ""},
-        {"rule": "threshold", "positive": "läsion", "threshold": 1.5, "chosen": ""},
-        {"rule": "threshold", "positive": "läsion", "threshold": float("nan"), "chosen": ""},
-        {"rule": "argmax", "colour": "red"},
+        ("decision.temperature", 0, "temperature is 0"),
+        ("decision.temperature", float("nan"), "temperature is nan"),
+        ("decision.temperature", "1", "malformed decision"),
+        ("decision.temperature", HUGE, "malformed decision"),
+        ("decision.operating_point.rule", "vote", "rule is vote"),
+        ("decision.operating_point.positive", "lesion", "positive is lesion; expected a class"),
+        ("decision.operating_point.positive", ["läsion"], "expected a class"),
+        ("decision.operating_point.positive", None, "fits no class"),
+        ("decision.operating_point.threshold", None, "fits no class"),
+        ("decision.operating_point.threshold", "0.25", "fits no class"),
+        ("decision.operating_point.threshold", 1.5, "fits no class"),
+        ("decision.operating_point.threshold", float("nan"), "fits no class"),
+        ("decision.operating_point.threshold", HUGE, "fits no class"),
+        ("decision.operating_point.colour", "red", "colour"),
+        ("decision.triage.thresholds", [0.2], "expected one of 0 to 1 each"),
+        ("decision.triage.thresholds", 0.2, "malformed decision"),
+        ("decision.triage.error_rate", 2, "error_rate is 2"),
+        ("decision.triage.images", "many", "fitted on many images"),
+        ("decision.triage.images", 0, "fitted on 0 images"),
+        ("decision.novelty.energy", float("inf"), "novelty energy is inf"),
+        ("decision.novelty.mahalanobis", HUGE, "novelty mahalanobis is 1000"),
+        ("decision.novelty.mahalanobis", "far", "novelty mahalanobis is far"),
+        ("decision.novelty.images", None, "fitted on None images"),
+        ("decision.surprise", 1, "unknown fields: surprise"),
+        ("aggregation.rule", "median", "aggregation is median"),
+        ("aggregation.rule", ["max"], "aggregation"),
+        ("aggregation.k", None, "k is None; expected 1 or more"),
+        ("aggregation.depth", 2, "depth"),
+        ("embedding_reference.residual", 0, "do not fit each other"),
+        ("embedding_reference.residual", HUGE, "malformed embedding reference"),
+        ("embedding_reference.images", None, "malformed embedding reference"),
+        ("embedding_reference.means", {"shape": [2, 3], "float32": "AAAA"}, "malformed embedding"),
+        ("embedding_reference.directions", {"shape": [1, 3], "float32": "?"}, "malformed embedd"),
+        ("embedding_reference.variances", {"shape": [-1], "float32": ""}, "malformed embedding"),
+        ("embedding_reference.variances", {"shape": [0], "float32": ""}, "do not fit each other"),
+        ("intended_use.rules", [{"attribute": "PatientName"}], "unknown attribute"),
+        ("intended_use.rules", [{}], "without an attribute"),
+        ("intended_use.modalities", ["CT"], "malformed intended use"),
+        ("self_test.tolerance", HUGE, "malformed description"),
+        ("self_test.seeds", [HUGE], "self-test seeds"),
+        ("recipe.size", [HUGE, 32], "recipe size"),
     ],
 )
-def test_an_operating_point_that_cannot_decide_is_refused(point: dict) -> None:
-    with pytest.raises(ModelUnusable):
-        Description.from_json(document(operating_point=point), "m.onnx")
+def test_a_value_that_makes_no_sense_is_refused_when_loading_by_name(
+    path: str, value: Any, words: str
+) -> None:
+    with pytest.raises(ModelUnusable, match=words) as error:
+        Description.from_json(changed(path, value), "m.onnx")
+    assert str(error.value).startswith("m.onnx is not a usable medtl model: ")
+
+
+@pytest.mark.parametrize("path", ["decision.triage", "decision.novelty", "quantisation"])
+def test_what_is_optional_may_be_null(path: str) -> None:
+    assert Description.from_json(changed(path, None), "m.onnx").name == "liver"
+
+
+def test_cutoffs_without_a_reference_could_never_refuse_and_are_refused() -> None:
+    with pytest.raises(ModelUnusable, match="novelty cut-offs without an embedding reference"):
+        Description.from_json(document(embedding_reference=None), "m.onnx")
 
 
 def test_a_threshold_needs_two_classes() -> None:
     point = OperatingPoint(rule="threshold", positive="a", threshold=0.5)
-    three = describe(classes=("a", "b", "c"), operating_point=point)
+    three = describe(classes=("a", "b", "c"), decision=Decision(operating_point=point))
     with pytest.raises(ModelUnusable, match="threshold that fits no class"):
         Description.from_json(three.to_json(), "m.onnx")
-
-
-@pytest.mark.parametrize("temperature", [0, -1, float("nan"), float("inf"), "1"])
-def test_a_temperature_that_is_no_positive_number_is_refused(temperature: Any) -> None:
-    with pytest.raises(ModelUnusable):
-        Description.from_json(document(temperature=temperature), "m.onnx")
 
 
 @pytest.mark.parametrize(
@@ -183,40 +286,6 @@ def test_a_temperature_that_is_no_positive_number_is_refused(temperature: Any) -
 def test_a_self_test_that_could_not_fail_or_not_run_is_refused(test: dict) -> None:
     with pytest.raises(ModelUnusable):
         Description.from_json(document(self_test=test), "m.onnx")
-
-
-# --- deciding
-
-
-def test_argmax_takes_the_most_probable_class() -> None:
-    point = OperatingPoint()
-    assert point.decide(("a", "b", "c"), np.array([0.2, 0.5, 0.3])) == "b"
-
-
-@pytest.mark.parametrize(
-    ("probability", "finding"), [(0.1, "healthy"), (0.25, "lesion"), (0.9, "lesion")]
-)
-@pytest.mark.parametrize("classes", [("healthy", "lesion"), ("lesion", "healthy")])
-def test_a_threshold_takes_the_positive_class_from_its_probability_on(
-    classes: tuple[str, str], probability: float, finding: str
-) -> None:
-    point = OperatingPoint(rule="threshold", positive="lesion", threshold=0.25)
-    chances = np.array([1 - probability, probability])
-    if classes[0] == "lesion":
-        chances = chances[::-1]
-    assert point.decide(classes, chances) == finding
-
-
-def test_probabilities_are_the_softmax_of_logits_over_temperature() -> None:
-    found = probabilities(np.array([[0.0, np.log(3.0)], [5.0, 5.0]], np.float32), 1.0)
-    np.testing.assert_allclose(found, [[0.25, 0.75], [0.5, 0.5]], atol=1e-7)
-    assert found.dtype == np.float64
-    warm = probabilities(np.array([0.0, np.log(3.0)]), 2.0)
-    np.testing.assert_allclose(warm, [1 / (1 + 3**0.5), 3**0.5 / (1 + 3**0.5)])
-
-
-def test_large_logits_do_not_overflow() -> None:
-    assert probabilities(np.array([1e4, -1e4, 0.0]), 0.1).tolist() == [1.0, 0.0, 0.0]
 
 
 def test_the_digest_is_the_sha_256_of_the_file(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def recipe(**fields: Any) -> Recipe:
 def shown(values: np.ndarray, **fields: Any) -> Frame:
     """Return a frame that is made for display, with values from 0 to 1."""
     return Frame(
-        values=values.astype(np.float32), quantity="display", value_range=(0.0, 1.0), **fields
+        levels=values.astype(np.float32), quantity="display", value_range=(0.0, 1.0), **fields
     )
 
 
@@ -278,7 +278,7 @@ def test_polarity_inverts_after_the_voi_and_padding_is_black_after_that(
 ) -> None:
     values = np.linspace(40, 60, 256, dtype=np.float32).reshape(16, 16)
     padding = values < 42
-    fields = {"values": values, "quantity": "modality", "voi": voi, "padding": padding}
+    fields = {"levels": values, "quantity": "modality", "voi": voi, "padded": padding}
     positive = recipe().apply(Frame(**fields)).pixels[0].astype(int)
     negative = recipe().apply(Frame(**fields, inverted=True)).pixels[0].astype(int)
     assert (negative[padding] == 0).all()

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from medtl_runtime.engine import Engine
+from medtl_runtime.engines import Engine
 from medtl_runtime.modelfile import Description
 from medtl_runtime.recipe import HeaderVoi, Recipe
 from medtl_runtime.selftest import self_test

@@ -21,7 +21,6 @@ ABOUT = About(
     classes=("healthy", "lésion"),
     recipe=Recipe(size=(64, 96), channels=3, window=FixedWindow(centre=-600, width=1500)),
     fingerprint="sha256:00",
-    modalities=("CT", "MR"),
 )
 
 
@@ -107,7 +106,7 @@ def without(text: str, field: str) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (document(version=2), "version 2; this medtl reads version 1"),
+        (document(version=1), "version 1; this medtl reads version 2"),
         (document(version=None), "version None"),
         (document(format="other"), "a file of another program"),
         ({"state_dict": {}}, "a file of another program"),
@@ -214,7 +213,6 @@ def test_tensors_of_another_network_are_refused(tmp_path: Path) -> None:
         classes=("a", "b"),
         recipe=Recipe(size=(32, 32), channels=1, window=HeaderVoi()),
         fingerprint="sha256:0",
-        modalities=(),
     )
     with pytest.raises(UsageError, match="do not fit squeezenet1_1"):
         Checkpoint(about=about, network={"w": torch.zeros(1)}).restore()

@@ -71,3 +71,33 @@ def test_two_sources_of_weights_are_refused() -> None:
 def test_a_pull_on_a_backbone_that_does_not_move_is_refused() -> None:
     with pytest.raises(UsageError, match="--l2-sp has no effect with --mode head"):
         config_from({"mode": "head", "l2_sp": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"momentum": 0.5}, "--momentum has no effect with --optimizer adamw"),
+        ({"momentum": 0.5, "optimizer": "adam"}, "--momentum has no effect"),
+        ({"mode": "head", "lr": 1e-3}, "--lr has no effect with --mode head"),
+        ({"mode": "all", "head_lr": 1e-4}, "--head-lr has no effect with --mode all"),
+        ({"mode": "all", "head_epochs": 1}, "--head-epochs has no effect with --mode all"),
+    ],
+)
+def test_an_option_without_effect_is_refused(given: dict, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        config_from(given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"momentum": 0.5, "optimizer": "sgd"},
+        {"momentum": 0.9},
+        {"mode": "head", "head_lr": 1e-4},
+        {"mode": "all", "lr": 1e-3},
+        {"head_lr": 1e-4, "lr": 1e-3, "head_epochs": 1},
+    ],
+)
+def test_an_option_with_an_effect_is_taken(given: dict) -> None:
+    config = config_from(given)
+    assert all(getattr(config.fit, name) == value for name, value in given.items())

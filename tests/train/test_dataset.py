@@ -19,7 +19,7 @@ from medtl_train.dataset import (
     build_dataset,
     image_set,
     read_again,
-    read_splits,
+    spread,
     write_splits,
 )
 from medtl_train.errors import DataUnfit
@@ -57,7 +57,7 @@ def test_phantoms_are_split_by_the_patients_of_their_headers(lung: Path) -> None
                 header = pydicom.dcmread(image.sample.source, stop_before_pixels=True)
                 assert image.patient == header.PatientID
     assert dataset.patients_known
-    assert dataset.modalities == ("CT",)
+    assert {i.header.modality for name in SPLITS for i in dataset.images[name]} == {"CT"}
     assert dataset.classes == ("healthy", "lesion")
     assert not dataset.excluded
 
@@ -130,6 +130,27 @@ def test_validation_is_taken_from_training_where_only_a_test_set_is_given(
 def test_given_training_and_validation_need_no_test(images: list[Sample]) -> None:
     dataset = build(given(images, "train", "val"))
     assert dataset.images["test"] == ()
+
+
+@pytest.mark.parametrize(
+    ("splits", "share", "option"),
+    [
+        (("train", "val", "test"), {"test_fraction": 0.3}, "--test-fraction"),
+        (("train", "val", "test"), {"val_fraction": 0.3}, "--val-fraction"),
+        (("train", "val"), {"test_fraction": 0.3}, "--test-fraction"),
+        (("train", "test"), {"test_fraction": 0.0}, "--test-fraction"),
+    ],
+)
+def test_a_share_of_a_split_that_is_not_drawn_is_refused(
+    images: list[Sample], splits: tuple[str, ...], share: dict, option: str
+) -> None:
+    with pytest.raises(DataUnfit, match=f"{option} has no effect"):
+        build(given(images, *splits), **share)
+
+
+def test_the_share_of_a_split_that_is_drawn_is_taken(images: list[Sample]) -> None:
+    dataset = build(given(images, "train", "train", "test"), val_fraction=0.3)
+    assert len(dataset.split("val")) == 4  # of 16; the default share would give 2
 
 
 def test_rows_without_a_split_join_training_where_others_have_one(images: list[Sample]) -> None:
@@ -255,12 +276,12 @@ BAD = {
     ),
     "pixels cut off": (
         lambda path, files: shutil.copy(files / "MR_truncated.dcm", path),
-        "cannot be decoded",
+        "the pixel data is cut short",
     ),
     "NaN": (nan, "the pixels hold NaN or infinity"),
     "colour for a grey model": (in_colour, "colour image; the model expects a grey one"),
     "transparent": (transparent, "partly transparent"),
-    "pickled objects": (pickled, "damaged NPY file"),
+    "pickled objects": (pickled, "array of object; expected numbers"),
     "gone": (lambda *_: None, "no such file"),
 }
 
@@ -390,8 +411,7 @@ def test_a_split_is_read_again_pixel_by_pixel(lung: Path, tmp_path: Path) -> Non
         np.testing.assert_array_equal(again.pixels, first.pixels)
         np.testing.assert_array_equal(again.labels, first.labels)
         np.testing.assert_array_equal(again.patients, first.patients)
-    sources = [s.source for s in read_splits(tmp_path / "splits.csv", "val")]
-    assert sources == list(dict.fromkeys(dataset.split("val").sources))
+        assert list(again.sources) == list(first.sources)
 
 
 def test_reading_again_reports_what_changed_or_is_gone(
@@ -416,3 +436,12 @@ def test_an_output_that_cannot_be_written_is_named(images: list[Sample], tmp_pat
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(OutputNotWritten, match=r"splits\.csv was not written"):
         write_splits(tmp_path / "file" / "splits.csv", build(images))
+
+
+def test_a_spread_takes_from_every_class_and_is_always_the_same() -> None:
+    labels = ["a"] * 500 + ["b"] * 3 + ["c"] * 20
+    drawn = spread(labels, 30)
+    assert Counter(labels[i] for i in drawn) == {"a": 14, "b": 3, "c": 13}
+    assert drawn == sorted(set(drawn)) == spread(labels, 30)
+    assert max(drawn[:14]) - min(drawn[:14]) > 200  # not the first of them
+    assert spread(labels, 1000) == list(range(523))

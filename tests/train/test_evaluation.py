@@ -7,14 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from medtl_runtime.modelfile import probabilities
+from medtl_runtime.calibration import (
+    choose_operating_point,
+    choose_temperature,
+    fit_temperature,
+)
+from medtl_runtime.decision import probabilities
 from medtl_train import checkpoint as checkpoints
 from medtl_train import metrics
 from medtl_train.config import TrainConfig
-from medtl_train.dataset import ImageSet, image_set, read_again, read_splits
+from medtl_train.dataset import ImageSet, image_set, read_again
 from medtl_train.fit import predict_logits
 from medtl_train.run import train
 
@@ -56,12 +62,14 @@ def test_the_figures_can_be_computed_again_from_what_was_written(
     run: Path = request.getfixturevalue(which)
     best, summary = checkpoints.load_run(run), summary_of(run)
     splits = {name: images_of(run, name) for name in ("val", "test")}
-    chances = {
-        name: probabilities(predict_logits(best.restore(), images.pixels, CPU), 1.0)
-        for name, images in splits.items()
+    logits = {
+        name: predict_logits(best.restore(), images.pixels, CPU) for name, images in splits.items()
     }
+    temperature = summary["temperature"]
+    assert temperature == pytest.approx(fit_temperature(logits["val"], splits["val"].labels))
+    chances = {name: probabilities(found, temperature) for name, found in logits.items()}
     classes = best.about.classes
-    point = metrics.choose_operating_point(splits["val"].labels, chances["val"], classes, "lesion")
+    point = choose_operating_point(splits["val"].labels, chances["val"], classes, "lesion")
     assert summary["operating_point"]["threshold"] == pytest.approx(point.threshold, abs=1e-6)
     for name, key in (("val", "validation"), ("test", "test")):
         scored = metrics.Scored(
@@ -86,8 +94,23 @@ def test_another_best_network_has_other_figures(finished: Path, evaluated: Path)
 def test_the_report_shows_images_of_the_test_set_alone(finished: Path) -> None:
     page = (finished / "report.html").read_text(encoding="utf-8")
     names = {
-        split: {Path(s.source).name for s in read_splits(finished / "splits.csv", split)}
+        split: {Path(source).name for source in images_of(finished, split).sources}
         for split in ("train", "val", "test")
     }
     shown = {split for split in names for name in names[split] if name in page}
     assert shown == {"test"}
+
+
+def test_logits_that_are_too_sure_are_cooled_and_too_unsure_ones_are_not() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(2000, 3)).astype(np.float32)
+    chances = probabilities(true, 1.0)
+    labels = np.array([rng.choice(3, p=row) for row in chances])
+    assert choose_temperature(4 * true, labels) == pytest.approx(4, rel=0.15)
+    assert choose_temperature(true / 4, labels) == pytest.approx(0.25, rel=0.15)
+
+
+def test_the_report_says_what_the_temperature_was_fitted_on(finished: Path) -> None:
+    page, summary = (finished / "report.html").read_text(encoding="utf-8"), summary_of(finished)
+    images = summary["validation"]["images"]
+    assert f"temperature {summary['temperature']:.3f} fitted on {images} validation images" in page

@@ -59,7 +59,6 @@ def make(
         classes=("left", "right"),
         recipe=Recipe(size=(SIDE, SIDE), channels=1, window=HeaderVoi()),
         fingerprint="sha256:0",
-        modalities=(),
     )
     torch.manual_seed(0)
     config = FitConfig(**{"epochs": 2, "batch_size": 4, "lr": 1e-3, "patience": 0, **changes})

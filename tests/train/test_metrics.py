@@ -9,11 +9,11 @@ import pytest
 import sklearn.metrics as skm
 from numpy.typing import NDArray
 
-from medtl_runtime.modelfile import OperatingPoint
+from medtl_runtime.calibration import choose_operating_point
+from medtl_runtime.decision import OperatingPoint
 from medtl_train.metrics import (
     NAMES,
     Scored,
-    choose_operating_point,
     cross_entropy,
     evaluate,
     measure,

@@ -97,7 +97,7 @@ def run(classes=BINARY, *, test=True, seed=0) -> dict[str, Any]:
                 {"source": f"data/{i}.dcm", "label": classes[0], "split": "", "reason": f"why {i}"}
                 for i in range(3)
             ],
-            "modalities": ["CT"],
+            "headers": {"Modality": {"missing": 0, "counts": {"CT": 36}}},
         },
         "recipe": {
             "size": [96, 80],
@@ -120,6 +120,7 @@ def run(classes=BINARY, *, test=True, seed=0) -> dict[str, Any]:
             "device": "cpu",
             "versions": {"torch": "2.15.0"},
         },
+        "temperature": 1.25,
         "operating_point": {
             "rule": "threshold" if binary else "argmax",
             "positive": classes[1] if binary else None,

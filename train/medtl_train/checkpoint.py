@@ -15,7 +15,7 @@ from medtl_runtime.recipe import Recipe
 from medtl_train.errors import CheckpointUnusable
 
 FORMAT = "medtl-checkpoint"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,6 @@ class About:
     recipe: Recipe
     fingerprint: str
     """Of the data; see `Dataset.fingerprint`."""
-    modalities: tuple[str, ...]
 
     def to_json(self) -> str:
         """Return it as a JSON document."""
@@ -42,8 +41,7 @@ class About:
         document = json.loads(text)
         recipe = Recipe.from_json(document.pop("recipe"))
         classes = tuple(document.pop("classes"))
-        modalities = tuple(document.pop("modalities"))
-        return About(recipe=recipe, classes=classes, modalities=modalities, **document)
+        return About(recipe=recipe, classes=classes, **document)
 
     def build(self) -> Network:
         """Return the network with random weights."""

@@ -1,45 +1,43 @@
 """The command ``medtl-train``: parse, run, print."""
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
-import typer
+import click
 
 from medtl_runtime import commands
+from medtl_train.options import config_from, with_options
 
 _NEEDED = ("torch", "torchvision", "sklearn", "matplotlib", "jinja2", "polars")
 
 
+@click.command(epilog=commands.EXIT_CODES, context_settings=commands.SETTINGS)
+@click.argument("data", type=commands.PATH, metavar="DATA")
+@click.option("--name", help="The run's name; that of DATA by default.")
+@click.option("--out", type=commands.PATH, default=Path("runs"), help="Folder for runs.")
+@click.option("--device", default="auto", help="auto, cpu or cuda; never falls back silently.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same options.")
+@commands.overwrite_option
+@commands.quiet_option
+@commands.config_option()
+@commands.version_option
+@with_options
 def train(
-    data: Annotated[
-        Path,
-        typer.Argument(
-            help="A folder per class, a .csv or .parquet manifest, or an .npz file.", metavar="DATA"
-        ),
-    ],
-    *,
-    name: Annotated[
-        str | None, typer.Option(help="The run's name; that of DATA by default.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for runs.")] = Path("runs"),
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda; never falls back silently.")] = (
-        "auto"
-    ),
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run of the same options.")
-    ] = False,
-    overwrite: commands.OverwriteOption = False,
-    quiet: commands.QuietOption = False,
-    config: commands.ConfigOption = None,
-    version: commands.VersionOption = False,
+    data: Path,
+    name: str | None,
+    out: Path,
+    device: str,
+    threads: int | None,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
     **options: Any,
 ) -> None:
     """Fine-tune a pretrained CNN on medical images and evaluate it honestly.
 
-    DATA holds DICOM, PNG, JPEG or NPY files. Splits are by patient. Writes best.pt, last.pt,
+    DATA is a folder per class, a .csv or .parquet manifest, or an .npz file; it holds DICOM, PNG,
+    JPEG or NPY images. Splits are by patient. Writes best.pt, last.pt,
     config.toml, metrics.json, history.csv, splits.csv and report.html into runs/NAME.
 
     \b
@@ -51,8 +49,6 @@ def train(
       medtl-train data/liver --config runs/liver/config.toml --name again
     """
     commands.require_packages(_NEEDED, extra="cpu,train", purpose="medtl-train")
-    from medtl_train.options import config_from
-
     settings = config_from(options)  # a wrong value is refused before torch is loaded
     import torch
 
@@ -96,9 +92,9 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         cells = [_cell(evaluation["metrics"][metric]) for evaluation in splits.values()]
         table.add_row(metric.replace("_", " "), *cells)
     Console(soft_wrap=True).print(table)
-    typer.echo("in brackets: 95 % intervals from a bootstrap over patients")
-    typer.echo(f"report {folder / 'report.html'}")
-    typer.echo(f"export medtl-export {folder} --quantize")
+    click.echo("in brackets: 95 % intervals from a bootstrap over patients")
+    click.echo(f"report {folder / 'report.html'}")
+    click.echo(f"export medtl-export {folder} --quantize")
 
 
 def _cell(metric: dict[str, float | None]) -> str:
@@ -109,23 +105,9 @@ def _cell(metric: dict[str, float | None]) -> str:
     return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"
 
 
-def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace ``**options`` by an option for every field of the configuration."""
-    from medtl_train.options import parameters
-
-    signature = inspect.signature(command)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    command.__signature__ = signature.replace(  # pyright: ignore[reportFunctionMemberAccess]
-        parameters=[*own, *parameters()]
-    )
-    return command
-
-
 def main() -> NoReturn:
     """Run the command; the console script's entry."""
-    app = commands.new_app()
-    app.command(epilog=commands.EXIT_CODES)(_with_options(train))
-    commands.run(app, "medtl-train")
+    commands.run(train, "medtl-train")
 
 
 if __name__ == "__main__":

@@ -217,3 +217,15 @@ class TrainConfig:
     network: NetworkConfig = NetworkConfig()
     fit: FitConfig = FitConfig()
     augment: AugmentConfig = AugmentConfig()
+
+    def __post_init__(self) -> None:
+        mode, optimizer = f"--mode {self.fit.mode}", f"--optimizer {self.fit.optimizer}"
+        for field, idle, beside in (
+            ("momentum", self.fit.optimizer in ("adamw", "adam"), optimizer),
+            ("lr", self.fit.mode == "head", mode),
+            ("head_lr", self.fit.mode == "all", mode),
+            ("head_epochs", self.fit.mode != "head-then-all", mode),
+        ):
+            # A file of --config holds all fields: only what was changed can have been meant.
+            if idle and getattr(self.fit, field) != getattr(FitConfig, field):
+                raise UsageError(f"--{field.replace('_', '-')} has no effect with {beside}")

@@ -8,9 +8,10 @@ import hashlib
 import io
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from medtl_runtime.errors import ScanError
 from medtl_runtime.files import write_text
 from medtl_runtime.recipe import Recipe
-from medtl_runtime.scan import Frame
+from medtl_runtime.scan import Frame, Header
 from medtl_train.config import DataConfig
 from medtl_train.errors import DataUnfit
 from medtl_train.samples import SPLITS, Sample, class_names
@@ -41,7 +42,7 @@ class Image:
     """SHA-256 of the modality values and their shape: the same image has the same digest,
     whatever its header or file format says."""
     patient: str
-    modality: str
+    header: Header
     split: str
 
 
@@ -83,7 +84,6 @@ class Dataset:
     fingerprint: str
     """SHA-256 over the digest, label and split of every image."""
     patients_known: bool
-    modalities: tuple[str, ...]
 
     def split(self, name: str) -> ImageSet:
         """Return a split as arrays."""
@@ -140,7 +140,6 @@ def build_dataset(
         excluded=(*excluded, *repeated),
         fingerprint=_fingerprint(images),
         patients_known=all(image.patient != _own_patient(image) for image in images),
-        modalities=tuple(sorted({image.modality for image in images if image.modality})),
     )
 
 
@@ -174,7 +173,7 @@ def _read_one(sample: Sample, recipe: Recipe) -> list[Image] | Excluded:
                 pixels=recipe.apply(frame, sample.source).pixels,
                 digest=_digest(frame),
                 patient=sample.patient or scan.header.patient_id,
-                modality=scan.header.modality,
+                header=scan.header,
                 split=sample.split,
             )
             images.append(replace(image, patient=image.patient or _own_patient(image)))
@@ -248,6 +247,7 @@ def _with_splits(
     wanted = {name: share for name, share in fractions.items() if name not in given and share}
     if given - {""}:
         wanted.pop("test", None)  # the data's own splits are complete but for validation
+        _require_an_effect(config, wanted)
     free = [i for i, image in enumerate(images) if image.split in ("", "train")]
     if not wanted:
         return [replace(i, split="train") if not i.split else i for i in images]
@@ -260,6 +260,15 @@ def _with_splits(
     )
     chosen = dict(zip(free, names, strict=True))
     return [replace(image, split=chosen.get(i, image.split)) for i, image in enumerate(images)]
+
+
+def _require_an_effect(config: DataConfig, drawn: Mapping[str, float]) -> None:
+    """Refuse a changed share for a split that is not drawn, because the data bring their own."""
+    for name in ("val", "test"):
+        field = f"{name}_fraction"
+        if name not in drawn and getattr(config, field) != getattr(DataConfig, field):
+            option = f"--{name}-fraction"
+            raise DataUnfit(f"{option} has no effect: the data say which images are in which split")
 
 
 def _require_all_classes(
@@ -318,11 +327,6 @@ def _absolute(source: str) -> str:
     return str(Path(source).absolute())
 
 
-def read_splits(path: Path, split: str) -> Iterator[Sample]:
-    """Yield the samples of one split from a ``splits.csv``, each file once."""
-    yield from _samples_of(_split_rows(path, split))
-
-
 def _samples_of(rows: Iterable[dict[str, str]]) -> Iterator[Sample]:
     seen = set()
     for row in rows:
@@ -351,7 +355,8 @@ def read_again(
     path
         A ``splits.csv``.
     at_most
-        Read the frames of so many files only, spread evenly and always the same.
+        Read the frames of so many files only: as many of each class as there are, up to an equal
+        share, and always the same.
 
     Returns
     -------
@@ -360,9 +365,8 @@ def read_again(
     rows = _split_rows(path, split)
     digests = {(row["source"], int(row["frame"])): row["digest"] for row in rows}
     samples = list(_samples_of(rows))
-    if at_most is not None and len(samples) > at_most:
-        chosen = np.random.default_rng(0).choice(len(samples), at_most, replace=False)
-        samples = [samples[i] for i in sorted(chosen)]
+    if at_most is not None:
+        samples = [samples[i] for i in spread([sample.label for sample in samples], at_most)]
     found, missing = read_all(samples, recipe)
     # Frames that are not listed were duplicates.
     images = [image for image in found if (image.sample.source, image.frame) in digests]
@@ -371,3 +375,16 @@ def read_again(
         unchanged = image.digest == digests[image.sample.source, image.frame]
         (same if unchanged else changed).append(image)
     return same, [*missing, *(_left_out(image, _CHANGED) for image in changed)]
+
+
+def spread(labels: Sequence[Hashable], at_most: int) -> list[int]:
+    """Return the indices of ``at_most`` of the labels, rising and always the same.
+
+    They are drawn from each label in turn, so that a rare one is not missed.
+    """
+    by_label: dict[Hashable, list[int]] = defaultdict(list)
+    for index in np.random.default_rng(0).permutation(len(labels)):
+        by_label[labels[index]].append(int(index))
+    turns = zip_longest(*by_label.values())
+    drawn = [index for turn in turns for index in turn if index is not None]
+    return sorted(drawn[:at_most])

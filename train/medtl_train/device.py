@@ -2,7 +2,8 @@
 
 import torch
 
-from medtl_runtime.errors import DeviceUnavailable, UsageError
+from medtl_runtime.devices import require_training_device
+from medtl_runtime.errors import DeviceUnavailable
 
 
 def choose_device(name: str) -> torch.device:
@@ -15,8 +16,7 @@ def choose_device(name: str) -> torch.device:
     UsageError
         Another name.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device is {name}; expected auto, cpu or cuda")
+    require_training_device(name)
     if name == "cuda" and not torch.cuda.is_available():
         raise DeviceUnavailable(name, "torch finds no usable NVIDIA GPU")
     if name == "auto":

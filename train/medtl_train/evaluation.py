@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from medtl_models.network import Network
+from medtl_runtime.calibration import choose_operating_point, choose_temperature
+from medtl_runtime.decision import OperatingPoint, probabilities
 from medtl_runtime.files import write_text
-from medtl_runtime.modelfile import OperatingPoint, probabilities
 from medtl_runtime.recipe import as_batch
 from medtl_train import checkpoint as checkpoints
 from medtl_train import metrics
@@ -30,14 +31,18 @@ def evaluate_run(
     device: torch.device,
     progress: Progress,
 ) -> None:
-    """Evaluate the best checkpoint; add the figures to ``summary`` and write all files."""
+    """Evaluate the best checkpoint; add the figures to ``summary`` and write all files.
+
+    The temperature is fitted on the validation logits first: all probabilities, the operating point
+    and the figures are of the calibrated model, as it will run.
+    """
     network = checkpoints.load(folder / "best.pt").restore().to(device)
     sets = {name: dataset.split(name) for name in ("val", "test") if dataset.images[name]}
-    chances = {
-        name: probabilities(predict_logits(network, images.pixels, device), 1.0)
-        for name, images in sets.items()
-    }
+    logits = {name: predict_logits(network, images.pixels, device) for name, images in sets.items()}
+    temperature = choose_temperature(logits["val"], sets["val"].labels)
+    chances = {name: probabilities(found, temperature) for name, found in logits.items()}
     point = _operating_point(summary, sets["val"], chances["val"])
+    summary["temperature"] = temperature
     summary["operating_point"] = asdict(point)
     scored = {
         name: metrics.Scored(
@@ -70,7 +75,7 @@ def _operating_point(summary: dict[str, Any], val: ImageSet, chances: np.ndarray
     if summary["positive"] is None:
         return OperatingPoint(chosen="the most probable class")
     classes = tuple(summary["classes"])
-    return metrics.choose_operating_point(val.labels, chances, classes, summary["positive"])
+    return choose_operating_point(val.labels, chances, classes, summary["positive"])
 
 
 @torch.inference_mode()

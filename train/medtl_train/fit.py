@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medtl_models.network import Network
-from medtl_runtime.modelfile import OperatingPoint, probabilities
+from medtl_runtime.decision import OperatingPoint, probabilities
 from medtl_runtime.recipe import as_batch
 from medtl_train import checkpoint as checkpoints
 from medtl_train import metrics

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import log_loss, roc_curve
+from sklearn.metrics import log_loss
 
-from medtl_runtime.modelfile import OperatingPoint
+from medtl_runtime.decision import OperatingPoint
 
 RESAMPLES = 1000
 
@@ -166,34 +166,6 @@ def _with_interval(value: float, resampled: list[float]) -> dict[str, float | No
 def cross_entropy(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
     """Return the mean negative log likelihood."""
     return float(log_loss(labels, probabilities, labels=range(probabilities.shape[1])))
-
-
-def choose_operating_point(
-    labels: NDArray[np.int64],
-    probabilities: NDArray[np.float64],
-    classes: tuple[str, ...],
-    positive: str,
-) -> OperatingPoint:
-    """Return the threshold for two classes that maximises Youden's J on the validation set.
-
-    J = sensitivity + specificity - 1 (Youden, Cancer 1950). The threshold lies halfway between
-    the two neighbouring probabilities, so that it does not hang on one image's last digit.
-    """
-    k = classes.index(positive)
-    scores = probabilities[:, k]
-    false_positives, true_positives, thresholds = roc_curve(
-        labels == k, scores, drop_intermediate=False
-    )
-    best = int(np.argmax(true_positives - false_positives))
-    at = float(thresholds[best])
-    below = scores[scores < at]
-    threshold = (min(at, 1.0) + float(below.max())) / 2 if len(below) else at
-    return OperatingPoint(
-        rule="threshold",
-        positive=positive,
-        threshold=threshold,
-        chosen=f"Youden's J on {len(labels)} validation images",
-    )
 
 
 def evaluate(scored: Scored, *, seed: int) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Configuration dataclasses as command-line options and as TOML: one definition for all three."""
 
 import dataclasses
-import inspect
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any, get_args, get_type_hints
+from collections.abc import Callable, Mapping
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import typer
+import click
 
 from medtl_train.config import TrainConfig
 
@@ -14,38 +14,38 @@ from medtl_train.config import TrainConfig
 _NAMES = {"from_run": "--from", "augment": "--augment/--no-augment"}
 
 
-def parameters() -> list[inspect.Parameter]:
-    """Return a keyword parameter, annotated for typer, for every field of `TrainConfig`."""
-    return [
-        parameter
-        for group in dataclasses.fields(TrainConfig)
-        for parameter in _of_group(_config_class(group))
-    ]
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for every field of `TrainConfig`, in their order."""
+    for option in reversed([made for group in _groups() for made in _of_group(group)]):
+        command = option(command)  # the last to be applied comes first in the help
+    return command
 
 
-def _config_class(group: dataclasses.Field) -> type:
-    """Return the dataclass of a group of options."""
-    return type(group.default)
+def _groups() -> list[type]:
+    """Return the dataclasses of the groups of options."""
+    return [type(group.default) for group in dataclasses.fields(TrainConfig)]
 
 
-def _of_group(group: type) -> list[inspect.Parameter]:
+def _of_group(group: type) -> list[Callable[[Callable[..., None]], Callable[..., None]]]:
     hints = get_type_hints(group, include_extras=True)
     made = []
     for field in dataclasses.fields(group):
         kind, text = get_args(hints[field.name])
-        names = [_NAMES.get(field.name, "--" + field.name.replace("_", "-"))]
-        if kind is bool and "/" not in names[0]:
-            names = [f"{names[0]}/--no-{names[0].removeprefix('--')}"]
-        option = typer.Option(*names, help=text, rich_help_panel=group.__name__)
+        name = _NAMES.get(field.name, "--" + field.name.replace("_", "-"))
+        if kind is bool and "/" not in name:
+            name = f"{name}/--no-{name.removeprefix('--')}"
         made.append(
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=Annotated[kind, option],
-            )
+            click.option(name, field.name, type=_type_of(kind), default=field.default, help=text)
         )
     return made
+
+
+def _type_of(kind: Any) -> Any:
+    """Return click's type for the type of a field, which may be optional or a choice."""
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    inner = [one for one in get_args(kind) if one is not NoneType]
+    return inner[0] if inner else kind
 
 
 def config_from(values: Mapping[str, Any]) -> TrainConfig:
@@ -58,7 +58,7 @@ def config_from(values: Mapping[str, Any]) -> TrainConfig:
     """
     groups = {}
     for group in dataclasses.fields(TrainConfig):
-        kind = _config_class(group)
+        kind: Any = type(group.default)
         names = {field.name for field in dataclasses.fields(kind)}
         given = {name: value for name, value in values.items() if name in names}
         groups[group.name] = kind(**given)

@@ -26,6 +26,7 @@ from medtl_train.errors import Interrupted, RunUnfit
 from medtl_train.evaluation import evaluate_run
 from medtl_train.fit import Fit, steps_an_epoch
 from medtl_train.fit import Progress as FitProgress
+from medtl_train.headers import summarise
 from medtl_train.options import flat, to_toml
 from medtl_train.recipes import decide_recipe
 from medtl_train.samples import SPLITS, find_samples
@@ -160,7 +161,6 @@ def _start(
         classes=dataset.classes,
         recipe=dataset.recipe,
         fingerprint=dataset.fingerprint,
-        modalities=dataset.modalities,
     )
     positive = _positive(dataset.classes, config)
     seed = config.fit.seed
@@ -255,7 +255,7 @@ def _summary(
             "patients": patients,
             "patients_known": dataset.patients_known,
             "excluded": [asdict(left) for left in dataset.excluded],
-            "modalities": list(dataset.modalities),
+            "headers": summarise([image.header for image in dataset.images["train"]]),
         },
         "recipe": dataset.recipe.to_json(),
         "config": flat(config),

@@ -1,28 +1,32 @@
 """The command ``python -m medtl_train.phantoms``."""
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
-import typer
+import click
 
 from medtl_runtime import commands
 from medtl_train.phantoms import LABELS, ORGANS, write_studies
 
-app = commands.new_app()
 
-
-@app.command()
+@click.command(context_settings=commands.SETTINGS)
+@click.argument("out", type=commands.PATH, metavar="OUT")
+@click.option("--organ", default="lung", help=f"{' or '.join(ORGANS)}.")
+@click.option("--patients", type=int, default=120, help="Patients, half of them with a lesion.")
+@click.option("--images", type=int, default=6, help="Images per patient.")
+@click.option("--size", type=int, default=128, help="Rows and columns.")
+@click.option("--seed", type=int, default=0, help="Another seed, other patients.")
+@commands.overwrite_option
 def phantoms(
-    out: Annotated[Path, typer.Argument(help="Folder for healthy/ and lesion/.", metavar="OUT")],
-    *,
-    organ: Annotated[str, typer.Option(help=f"{' or '.join(ORGANS)}.")] = "lung",
-    patients: Annotated[int, typer.Option(help="Patients, half of them with a lesion.")] = 120,
-    images: Annotated[int, typer.Option(help="Images per patient.")] = 6,
-    size: Annotated[int, typer.Option(help="Rows and columns.")] = 128,
-    seed: Annotated[int, typer.Option(help="Another seed, other patients.")] = 0,
-    overwrite: commands.OverwriteOption = False,
+    out: Path,
+    organ: str,
+    patients: int,
+    images: int,
+    size: int,
+    seed: int,
+    overwrite: bool,
 ) -> None:
-    """Write phantom CT studies (DICOM) to learn from, one folder per class.
+    """Write phantom CT studies (DICOM) to learn from: OUT/healthy and OUT/lesion.
 
     --overwrite replaces the phantoms in OUT and touches nothing else there.
 
@@ -42,12 +46,12 @@ def phantoms(
         overwrite=overwrite,
     )
     for label in LABELS:
-        typer.echo(f"{sum(path.parent.name == label for path in paths)} files in {out / label}")
+        click.echo(f"{sum(path.parent.name == label for path in paths)} files in {out / label}")
 
 
 def main() -> NoReturn:
     """Run the command."""
-    commands.run(app, "python -m medtl_train.phantoms")
+    commands.run(phantoms, "python -m medtl_train.phantoms")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,111 @@
+"""Builds the description that goes into the file: what the model is, comes from and needs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from medtl_export import compare, graph
+from medtl_runtime import __version__
+from medtl_runtime.decision import Aggregation, Decision
+from medtl_runtime.engines.onnxruntime import Session, import_onnxruntime
+from medtl_runtime.intended_use import IntendedUse
+from medtl_runtime.modelfile import Description, SelfTest
+from medtl_runtime.novelty import EmbeddingReference
+from medtl_runtime.selftest import synthetic_logits
+from medtl_train.checkpoint import About
+
+OLDEST_ONNXRUNTIME = "1.23"
+"""The oldest release that medtl installs and is tested with; see its extras ``cpu`` and ``gpu``."""
+
+_SEEDS = (1, 2, 3, 4)
+# Of the largest stored logit: float kernels differ in the last digits, int8 kernels by a step of
+# the activations' grid here and there; a saturating kernel is off by far more.
+_SELF_TEST_TOLERANCE = {"fp32": 1e-3, "int8": 5e-2}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contents:
+    """What an export arrived at."""
+
+    about: About
+    summary: Mapping[str, Any]
+    """The run's ``metrics.json``."""
+    model: onnx.ModelProto
+    session: Session
+    """That runs ``model``."""
+    parity: compare.Parity
+    quantisation: dict[str, Any] | None
+    """The account of an int8 model."""
+    decision: Decision
+    embedding_reference: EmbeddingReference | None
+    aggregation: Aggregation
+    intended_use: IntendedUse
+
+
+def describe(name: str, contents: Contents) -> Description:
+    """Return the description of a model file."""
+    about, summary = contents.about, contents.summary
+    precision = "fp32" if contents.quantisation is None else "int8"
+    return Description(
+        name=name,
+        version=summary["data"]["fingerprint"].removeprefix("sha256:")[:12],
+        task="multiclass",
+        classes=about.classes,
+        recipe=about.recipe,
+        decision=contents.decision,
+        aggregation=contents.aggregation,
+        intended_use=contents.intended_use,
+        embedding_reference=contents.embedding_reference,
+        self_test=_self_test(contents, precision),
+        precision=precision,
+        quantisation=contents.quantisation,
+        provenance=_provenance(contents),
+        requires={
+            "ir_version": contents.model.ir_version,
+            "opset": graph.opset(contents.model),
+            "onnxruntime": OLDEST_ONNXRUNTIME,
+        },
+    )
+
+
+def _self_test(contents: Contents, precision: str) -> SelfTest:
+    logits = synthetic_logits(contents.session, contents.about.recipe, _SEEDS)
+    return SelfTest(
+        seeds=_SEEDS,
+        logits=tuple(tuple(float(x) for x in row) for row in logits),
+        tolerance=_SELF_TEST_TOLERANCE[precision] * max(1.0, float(np.abs(logits).max())),
+    )
+
+
+def _provenance(contents: Contents) -> dict[str, Any]:
+    """Return where the model comes from, without any path of this machine."""
+    about, summary = contents.about, contents.summary
+    paths = ("from_run", "weights")
+    configuration = {
+        name: Path(value).name if name in paths and value else value
+        for name, value in summary["config"].items()
+    }
+    return {
+        "run": summary["name"],
+        "architecture": about.arch,
+        "head": about.head,
+        "data_fingerprint": about.fingerprint,
+        "images": summary["data"]["images"],
+        "patients": summary["data"]["patients"],
+        "patients_known": summary["data"]["patients_known"],
+        "configuration": configuration,
+        "parent_weights": Path(summary["transfer"]["source"]).name,
+        "validation": summary["validation"],
+        "test": summary["test"],
+        "parity": asdict(contents.parity),
+        "versions": {
+            **summary["training"]["versions"],
+            "medtl": __version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": import_onnxruntime().__version__,
+        },
+    }
