@@ -37,7 +37,12 @@ print(session.run(["logits"], {"image": image[None, None].astype(np.float32)})[0
 def measure(command: list[str]) -> tuple[float, float]:
     """Return wall seconds and peak resident memory in MiB of a command."""
     started = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},  # as medtl-infer sets it
+    )
     assert child.stderr is not None
     errors = child.stderr.read()
     _, status, usage = os.wait4(child.pid, 0)

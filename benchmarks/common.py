@@ -1,6 +1,5 @@
 """What the benchmarks share: models with random weights, the machine's name, ratios of times."""
 
-import os
 import platform
 import statistics
 import sys
@@ -10,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from medtl_runtime.engines.processor import cpu_name
+from medtl_runtime.pipeline import cores
 
 CLASSES = ("negative", "positive")
 
@@ -68,19 +70,10 @@ def machine() -> str:
     import onnxruntime
     import pydicom
 
-    names = [line for line in _cpuinfo() if line.startswith("model name")]
-    processor = names[0].partition(":")[2].strip() if names else platform.processor()
     return (
-        f"{processor}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, "
+        f"{cpu_name()}, {cores()} cores, Python {platform.python_version()}, "
         f"onnxruntime {onnxruntime.__version__}, pydicom {pydicom.__version__}"
     )
-
-
-def _cpuinfo() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ then one thread, all threads and all processes decode it.
 """
 
 import argparse
-import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -18,9 +17,10 @@ import numpy as np
 import pydicom
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
+from medtl_runtime.pipeline import cores
 from medtl_runtime.reading import read_scan
 
-_CORES = len(os.sched_getaffinity(0))
+_CORES = cores()
 
 
 def decode(path: str) -> int:

@@ -1,11 +1,9 @@
 """Compares two networks on the same images: numbers, decisions, accuracy and time."""
 
 import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 
 from medtl_export.errors import ParityFailed
 from medtl_runtime.decision import probabilities
+from medtl_runtime.engines.processor import cpu_name
 from medtl_runtime.recipe import as_batch
 from medtl_runtime.selftest import Runs
 from medtl_train import metrics
@@ -168,13 +167,4 @@ def _seconds(network: Runs, image: NDArray[np.float32]) -> float:
 
 def machine() -> dict[str, Any]:
     """Return the processor's name and core count, for what was measured on it."""
-    return {"cpu": _cpu_name(), "cores": os.cpu_count()}
-
-
-def _cpu_name() -> str:
-    try:
-        lines: Sequence[str] = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = ()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return {"cpu": cpu_name(), "cores": os.cpu_count()}

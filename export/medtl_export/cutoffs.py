@@ -4,15 +4,19 @@ Both are order statistics of validation images (split conformal prediction, Vovk
 so is how low their rates can be: n images hold 1 / (n + 1), or 2 / (n + 1) for two scores.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medtl_export.compare import Outputs
-from medtl_runtime.calibration import conformal_thresholds, images_for
+from medtl_runtime.calibration import (
+    conformal_thresholds,
+    require_for_refusals,
+    require_for_triage,
+)
 from medtl_runtime.decision import NoveltyCutoffs, Triage, probabilities
-from medtl_runtime.errors import UsageError
 from medtl_runtime.novelty import EmbeddingReference, fit_cutoffs, fit_reference, score
 
 DEFAULT_RATE = 0.02
@@ -47,21 +51,10 @@ def require_enough(
         There are too few images; the message says how many it takes.
     """
     if false_refusal_rate:
-        least = images_for(false_refusal_rate, option="--false-refusal-rate", scores=2)
-        if len(labels) < least:
-            raise UsageError(
-                f"--false-refusal-rate {false_refusal_rate:g} takes {least} validation images; "
-                f"there are {len(labels)}"
-            )
+        require_for_refusals(false_refusal_rate, len(labels), unit="validation images")
     if error_rate is not None:
-        least = images_for(error_rate, option="--error-rate")
-        for index, name in enumerate(classes):
-            count = int((labels == index).sum())
-            if count < least:
-                raise UsageError(
-                    f"--error-rate {error_rate:g} takes {least} validation images of each class; "
-                    f"{name} has {count}"
-                )
+        counts = Counter(labels.tolist())
+        require_for_triage(error_rate, counts, classes, unit="validation images")
 
 
 def wants_novelty(images: int, rate: float | None, note: Callable[[str], None]) -> bool:

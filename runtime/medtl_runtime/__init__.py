@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# ONNX Runtime from 1.29 on collects and sends usage data unless this is set before it is imported,
-# by whomever. A value that the user has set stays.
+# Builds of ONNX Runtime from 1.29 on send names and hashes of models to their vendor, unless this
+# is set before they are imported, by whomever. A value that the user has set stays.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:

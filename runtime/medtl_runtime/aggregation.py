@@ -9,6 +9,11 @@ LEAST_SCORED = 0.5
 """Share of a case's slices that must not be refused as novel for the case to have a finding."""
 
 
+def too_few(scored: int, slices: int) -> bool:
+    """Whether a case is refused, because so many of its slices are refused as novel."""
+    return scored < max(1, LEAST_SCORED * slices)
+
+
 def aggregate(
     probabilities: NDArray[np.float64], aggregation: Aggregation, positive: int | None
 ) -> NDArray[np.float64]:

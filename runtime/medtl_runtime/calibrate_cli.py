@@ -241,19 +241,12 @@ def _require_rates(
     asked: _Asked, counts: Mapping[int, int], classes: Sequence[str], images: int
 ) -> None:
     """Refuse rates that were asked for and that so few cases cannot hold."""
-    from medtl_runtime.calibration import images_for
+    from medtl_runtime.calibration import require_for_refusals, require_for_triage
 
     if asked.error_rate:
-        least = images_for(asked.error_rate, option="--error-rate")
-        for index, name in enumerate(classes):
-            if counts[index] < least:
-                found = f"takes {least} cases of each class; {name} has {counts[index]}"
-                raise UsageError(f"--error-rate {asked.error_rate:g} {found}")
+        require_for_triage(asked.error_rate, counts, classes, unit="cases")
     if asked.false_refusal_rate:
-        least = images_for(asked.false_refusal_rate, option="--false-refusal-rate", scores=2)
-        if images < least:
-            found = f"takes {least} images; there are {images}"
-            raise UsageError(f"--false-refusal-rate {asked.false_refusal_rate:g} {found}")
+        require_for_refusals(asked.false_refusal_rate, images, unit="images")
 
 
 def _account(

@@ -5,7 +5,7 @@ same functions.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -216,6 +216,25 @@ def images_for(rate: float, *, option: str, scores: int = 1) -> int:
     if not rate >= _LEAST_RATE:  # not a number is refused, too
         raise UsageError(f"{option} is {rate}; expected {_LEAST_RATE:g} or more")
     return math.ceil(scores / rate - 1e-9) - 1  # an exact 1 / 0.1 must not become 11
+
+
+def require_for_refusals(rate: float, images: int, *, unit: str) -> None:
+    """Raise `UsageError` if so few images, called ``unit``, cannot hold a false-refusal rate."""
+    least = images_for(rate, option="--false-refusal-rate", scores=2)
+    if images < least:
+        found = f"takes {least} {unit}; there are {images}"
+        raise UsageError(f"--false-refusal-rate {rate:g} {found}")
+
+
+def require_for_triage(
+    rate: float, counts: Mapping[int, int], classes: Sequence[str], *, unit: str
+) -> None:
+    """Raise `UsageError` if so few of a class, counted by its index, cannot hold an error rate."""
+    least = images_for(rate, option="--error-rate")
+    for index, name in enumerate(classes):
+        if counts[index] < least:
+            found = f"takes {least} {unit} of each class; {name} has {counts[index]}"
+            raise UsageError(f"--error-rate {rate:g} {found}")
 
 
 def conformal_thresholds(

@@ -159,27 +159,7 @@ def infer(
     if schema:
         _show_schema()
         return
-    _check_usage(
-        {
-            "a scan": scans,
-            "--watch": watch,
-            "--info": info,
-            "--selftest": selftest,
-            "--series": series,
-            "--heatmap": heatmap,
-            "--heatmap-dicom": heatmap_dicom,
-            "--sr": sr,
-            "--codes": codes,
-            "--csv": csv,
-            "--audit": audit,
-            "--audit-key": audit_key,
-            "--site": site,
-            "--no-site": no_site,
-            "--workers": workers,
-            "--batch-size": batch_size,
-            "--overwrite": overwrite,
-        }
-    )
+    _check_usage(_given(click.get_current_context()))
     devices.parse_device(device)  # a misspelt one is an error before anything is done
     from medtl_runtime import inference
     from medtl_runtime.predictor import Predictor
@@ -230,15 +210,16 @@ def main() -> NoReturn:
     commands.run(infer, "medtl-infer")
 
 
-_TASKS = ("a scan", "--watch", "--info", "--selftest")
-_SCANS = ("a scan", "--watch")
+_SCAN = "a scan"
+_TASKS = (_SCAN, "--watch", "--info", "--selftest")
+_SCANS = (_SCAN, "--watch")
 _FILES = ("--heatmap", "--heatmap-dicom", "--sr", "--csv")
 
 _NEEDED = {
-    "--series": ("a scan",),
+    "--series": (_SCAN,),
     **dict.fromkeys((*_FILES, "--audit"), _SCANS),
-    "--workers": ("a scan",),
-    "--batch-size": ("a scan",),
+    "--workers": (_SCAN,),
+    "--batch-size": (_SCAN,),
     "--codes": ("--sr",),
     "--audit-key": ("--audit",),
     "--overwrite": _FILES,
@@ -246,7 +227,7 @@ _NEEDED = {
 """What an option needs: one of these."""
 
 _EXCLUDED = {
-    "--watch": ("a scan", "--series", "--csv", "--workers", "--batch-size"),
+    "--watch": (_SCAN, "--series", "--csv", "--workers", "--batch-size"),
     "--series": ("--workers", "--batch-size"),
     "--site": ("--no-site",),
 }
@@ -263,9 +244,14 @@ def _start_fast() -> None:
     sys.modules["gdcm"] = None  # pyright: ignore[reportArgumentType]
 
 
-def _check_usage(values: dict[str, Any]) -> None:
+def _given(context: click.Context) -> dict[str, Any]:
+    """Return the options of a call by their names, and the scans."""
+    names = {one.name: _SCAN if one.name == "scans" else one.opts[0] for one in infer.params}
+    return {names[name]: value for name, value in context.params.items() if value}
+
+
+def _check_usage(given: dict[str, Any]) -> None:
     """Raise for options that could not be honoured together."""
-    given = {name: value for name, value in values.items() if value}
     if not given.keys() & _TASKS:
         raise UsageError(
             f"nothing to do: name {', '.join(_TASKS[:-1])} or {_TASKS[-1]}; see --help"

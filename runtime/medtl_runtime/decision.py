@@ -95,6 +95,20 @@ class Decision:
     novelty: NoveltyCutoffs | None = None
     """None: no image is refused as novel."""
 
+    def finding(
+        self, classes: Sequence[str], probabilities: NDArray[np.float64]
+    ) -> tuple[str | None, tuple[str, ...] | None]:
+        """Return the finding and the prediction set of one image or case.
+
+        The finding is None where the model abstains, the set where there is no triage;
+        ``probabilities`` has shape (K,).
+        """
+        finding = self.operating_point.decide(classes, probabilities)
+        if self.triage is None:
+            return finding, None
+        possible = self.triage.prediction_set(classes, probabilities)
+        return finding if possible == (finding,) else None, possible
+
     def check(self, classes: Sequence[str]) -> None:
         """Raise `UsageError` naming the field that does not fit the classes."""
         _check_point(self.operating_point, classes)

@@ -1,5 +1,6 @@
 """Which package decodes a compressed frame, how it is called, and which one is missing."""
 
+from functools import cache
 from importlib.machinery import PathFinder
 from struct import pack
 from typing import Any
@@ -70,7 +71,12 @@ def plug_in_for(decoder: Decoder) -> str:
 
 def has_gdcm(syntax: str) -> bool:
     """Whether gdcm is installed, and decodes a syntax; it need not be loaded in this process."""
-    return syntax in GDCM_DECODES and PathFinder.find_spec("gdcm") is not None
+    return syntax in GDCM_DECODES and _gdcm_is_installed()
+
+
+@cache  # it is asked for every frame, and the answer is in the file system
+def _gdcm_is_installed() -> bool:
+    return PathFinder.find_spec("gdcm") is not None
 
 
 def install_hint(decoder: Decoder) -> str:

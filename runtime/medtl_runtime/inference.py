@@ -76,12 +76,8 @@ def _in_parallel(job: Job, sources: Sequence["Source | ScanError"]) -> Iterator[
 
     outcomes = run_sources(job.predictor, sources, workers=job.workers, batch_size=job.batch_size)
     with Progress(len(sources), quiet=job.quiet) as progress:
-        before = None
-        for source, outcome in outcomes:
+        for source, outcome in progress.count(outcomes):
             yield outcome, {} if isinstance(source, ScanError) else {outcome.scan: source}
-            if source is not before:
-                progress.advance()
-                before = source
 
 
 def infer_cases(job: Job, scans: Sequence[str]) -> int:

@@ -155,15 +155,11 @@ def score_images(
     labelled = {str(one.path): one for one in files}
     sources = [source_of(one.path) for one in files]
     with Progress(len(sources), quiet=quiet) as progress:
-        before = None
-        for source, outcome in run_sources(predictor, sources, workers=workers):
+        for source, outcome in progress.count(run_sources(predictor, sources, workers=workers)):
             if isinstance(outcome, Failure):
                 gathered.left_out[outcome.error.code] += 1
             else:
                 gathered.cases.append(_local_case([outcome], labelled[str(source)]))
-            if source is not before:
-                progress.advance()
-                before = source
     return gathered
 
 

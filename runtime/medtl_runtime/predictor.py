@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from medtl_runtime.aggregation import LEAST_SCORED, aggregate
+from medtl_runtime.aggregation import LEAST_SCORED, aggregate, too_few
 from medtl_runtime.decision import Decision, probabilities
 from medtl_runtime.engines import Engine, describe_model, load_engine
 from medtl_runtime.errors import (
@@ -276,7 +276,7 @@ class Predictor:
         if novelty is not None and (refusal := self._refusal(prepared, novelty)):
             return refusal
         chances = probabilities(logits, decision.temperature)
-        finding, possible = self._finding(chances)
+        finding, possible = decision.finding(described.classes, chances)
         return Result(
             scan=prepared.scan,
             frame=prepared.frame,
@@ -314,15 +314,6 @@ class Predictor:
             scan=prepared.scan, error=error, frame=prepared.frame, header=prepared.header
         )
 
-    def _finding(self, chances: NDArray[np.float64]) -> tuple[str | None, tuple[str, ...] | None]:
-        """Return the finding, or None to abstain, and the prediction set; ``chances`` is (K,)."""
-        classes, decision = self.description.classes, self.decision
-        finding = decision.operating_point.decide(classes, chances)
-        if decision.triage is None:
-            return finding, None
-        possible = decision.triage.prediction_set(classes, chances)
-        return finding if possible == (finding,) else None, possible
-
     def case(self, case: "Case", *, keep: bool = True) -> CaseResult | Failure:
         """Return the result for a series, from its slices; see `series.group`.
 
@@ -353,7 +344,7 @@ class Predictor:
         grave = [one for one in failures if not isinstance(one.error, ScanNovel)]
         if grave:
             return _failed_by(grave[0], case, slices.index(grave[0]))
-        if len(scored) < max(1, LEAST_SCORED * len(slices)):
+        if too_few(len(scored), len(slices)):
             error = ScanNovel(
                 case.name,
                 f"{len(failures)} of {len(slices)} slices are unlike the training data",
@@ -362,14 +353,14 @@ class Predictor:
                 expected=f"at most {int(LEAST_SCORED * len(slices))}",
             )
             return Failure(scan=case.name, error=error, header=failures[0].header)
-        described = self.description
-        positive = self.decision.operating_point.positive
+        described, decision = self.description, self.decision
+        positive = decision.operating_point.positive
         chances = aggregate(
             np.array([list(one.probabilities.values()) for one in scored]),
             described.aggregation,
             None if positive is None else described.classes.index(positive),
         )
-        finding, possible = self._finding(chances)
+        finding, possible = decision.finding(described.classes, chances)
         return CaseResult(
             scan=case.name,
             series_instance_uid=case.series_instance_uid,

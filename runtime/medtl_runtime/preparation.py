@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from medtl_runtime.errors import ScanError, ScanUnreadable
 from medtl_runtime.intended_use import IntendedUse, Mismatch
@@ -15,9 +14,6 @@ from medtl_runtime.reading import read_scan
 from medtl_runtime.recipe import Canonical, Recipe
 from medtl_runtime.results import Failure
 from medtl_runtime.scan import Header, Scan, Source
-
-if TYPE_CHECKING:
-    from medtl_runtime.reading import Readable
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,11 +30,10 @@ class Prepared:
 
 
 def prepare(
-    scan: "Readable | Scan",
+    scan: Scan,
     recipe: Recipe,
     intended_use: IntendedUse,
     *,
-    name: str | None = None,
     frames: Sequence[int] | None = None,
     opening: float = 0.0,
 ) -> Iterator[Prepared | Failure]:
@@ -49,23 +44,17 @@ def prepare(
 
     Parameters
     ----------
-    scan
-        What `read_scan` reads, or a scan that it has read.
-    name
-        How results and errors speak of it; its path by default.
     frames
         Indices of the frames to prepare, from 0; all by default.
     opening
         Seconds that it took to open the scan before; they count as reading.
     """
     started = time.perf_counter() - opening
-    source, header, index = name or "", Header(), None
+    source, header, index = scan.source, scan.header, None
     try:
-        opened = scan if isinstance(scan, Scan) else read_scan(scan, name)
-        source, header = opened.source, opened.header
         warnings = intended_use.check(header, source)
-        wanted = range(opened.frame_count) if frames is None else frames
-        decoded = opened.frames(wanted)
+        wanted = range(scan.frame_count) if frames is None else frames
+        decoded = scan.frames(wanted)
         for index in wanted:
             frame = next(decoded)
             read = time.perf_counter()

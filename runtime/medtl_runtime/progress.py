@@ -2,13 +2,17 @@
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+Source = TypeVar("Source")
+Outcome = TypeVar("Outcome")
 
 
 class Progress:
@@ -51,6 +55,15 @@ class Progress:
             left = (self._total - self._done) / self._rate()
             line = f"{self._done} of {self._total} scans, {self._rate():.1f}/s, {left:.0f} s left"
             print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+    def count(self, pairs: Iterable[tuple[Source, Outcome]]) -> Iterator[tuple[Source, Outcome]]:
+        """Yield pairs, and count each scan once: of several frames, with the first."""
+        before = None
+        for source, outcome in pairs:
+            yield source, outcome
+            if source is not before:
+                self.advance()
+                before = source
 
     def _rate(self) -> float:
         return self._done / max(time.perf_counter() - self._started, 1e-9)

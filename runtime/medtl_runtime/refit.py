@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from medtl_runtime.aggregation import LEAST_SCORED, aggregate
+from medtl_runtime.aggregation import aggregate, too_few
 from medtl_runtime.calibration import (
     Criterion,
     brier_score,
@@ -117,15 +117,10 @@ def measure(
     """Return what a decision does with the cases."""
     labels = _labels(cases)
     chances = case_probabilities(cases, classes, decision, wanted)
-    point, triage = decision.operating_point, decision.triage
+    point = decision.operating_point
     called = np.array([classes.index(point.decide(classes, row)) for row in chances])
     refused = np.array([_is_refused(case, decision.novelty) for case in cases])
-    unsure = np.array(
-        [
-            triage is not None and triage.prediction_set(classes, row) != (classes[k],)
-            for row, k in zip(chances, called, strict=True)
-        ]
-    )
+    unsure = np.array([decision.finding(classes, row)[0] is None for row in chances])
     found = ~refused & ~unsure
     right = called == labels
     k = None if wanted.positive is None else classes.index(wanted.positive)
@@ -194,5 +189,4 @@ def _novel(case: LocalCase, cutoffs: NoveltyCutoffs | None) -> NDArray[np.bool_]
 
 
 def _is_refused(case: LocalCase, cutoffs: NoveltyCutoffs | None) -> bool:
-    kept = int((~_novel(case, cutoffs)).sum())
-    return kept < max(1, LEAST_SCORED * len(case.logits))
+    return too_few(int((~_novel(case, cutoffs)).sum()), len(case.logits))

@@ -34,9 +34,7 @@ def parse_items(
         What damaged items lead to.
     """
     value = cast(bytes, raw.value or b"")
-    foreign = (
-        raw.VR == "UN"
-    )  # written by software that did not know it, and then as PS3.5 6.2.2 says
+    foreign = raw.VR == "UN"  # from software that did not know it: encoded as in PS3.5 6.2.2
     options: dict[str, Any] = {
         "is_implicit_VR": foreign or raw.is_implicit_VR,
         "is_little_endian": foreign or raw.is_little_endian,

@@ -7,6 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from medtl_runtime import Predictor
 from medtl_runtime.errors import ScanUnreadable, UsageError
 from medtl_runtime.intended_use import IntendedUse, Rule
 from medtl_runtime.preparation import Prepared, prepare, prepare_chunk
@@ -14,6 +15,7 @@ from medtl_runtime.reading import read_scan, source_of
 from medtl_runtime.recipe import HeaderVoi, Recipe
 from medtl_runtime.results import Failure
 from medtl_runtime.scan import Frame, Scan
+from medtl_runtime.testing import FakeEngine, describe
 
 GREY = Recipe(size=(16, 16), channels=1, window=HeaderVoi())
 ANY = IntendedUse()
@@ -21,7 +23,7 @@ CT_ONLY = IntendedUse(rules=(Rule(attribute="Modality", values=("CT",)),))
 
 
 def test_each_frame_is_what_the_recipe_makes_of_it(cine: Path) -> None:
-    found = list(prepare(cine, GREY, ANY))
+    found = list(prepare(read_scan(cine), GREY, ANY))
     for index, (one, frame) in enumerate(zip(found, read_scan(cine).frames(), strict=True)):
         assert isinstance(one, Prepared)
         assert (one.scan, one.frame) == (str(cine), index)
@@ -31,8 +33,8 @@ def test_each_frame_is_what_the_recipe_makes_of_it(cine: Path) -> None:
 
 
 def test_frames_can_be_chosen_in_any_order(cine: Path) -> None:
-    whole = list(prepare(cine, GREY, ANY))
-    some = list(prepare(cine, GREY, ANY, frames=[7, 2]))
+    whole = list(prepare(read_scan(cine), GREY, ANY))
+    some = list(prepare(read_scan(cine), GREY, ANY, frames=[7, 2]))
     assert [one.frame for one in some] == [7, 2]
     for one in some:
         assert isinstance(one, Prepared)
@@ -44,7 +46,7 @@ def test_frames_can_be_chosen_in_any_order(cine: Path) -> None:
 def test_the_header_is_checked_before_a_pixel_is_decoded(shipped: Path) -> None:
     dataset = pydicom.dcmread(shipped / "MR_small.dcm")
     dataset.PixelData = b""
-    (failure,) = prepare(dataset, GREY, CT_ONLY)
+    (failure,) = prepare(read_scan(dataset), GREY, CT_ONLY)
     assert isinstance(failure, Failure)
     assert (failure.status, failure.error.code) == ("refused", "scan-out-of-scope")
     assert failure.frame is None
@@ -52,7 +54,7 @@ def test_the_header_is_checked_before_a_pixel_is_decoded(shipped: Path) -> None:
 
 
 def test_what_only_the_recipe_refuses_is_refused_by_frame(shipped: Path) -> None:
-    (failure,) = prepare(shipped / "SC_rgb_rle.dcm", GREY, ANY)
+    (failure,) = prepare(read_scan(shipped / "SC_rgb_rle.dcm"), GREY, ANY)
     assert isinstance(failure, Failure)
     assert (failure.status, failure.error.code, failure.frame) == ("refused", "scan-unfit", 0)
 
@@ -69,7 +71,8 @@ def test_what_cannot_be_read_is_a_failure_that_names_the_scan(
     shipped: Path, name: str, code: str
 ) -> None:
     path = shipped / name
-    (failure,) = prepare(path, GREY, ANY, name="scan 1")
+    predictor = Predictor(engine=FakeEngine(describe()))
+    (failure,) = predictor.prepare(path, name="scan 1")
     assert isinstance(failure, Failure)
     assert (failure.scan, failure.status, failure.error.code) == ("scan 1", "error", code)
 
@@ -98,7 +101,7 @@ def test_a_frame_that_is_not_there_is_a_mistake_of_the_caller() -> None:
 
 
 def test_chunks_make_the_whole(cine: Path) -> None:
-    whole = list(prepare(cine, GREY, ANY))
+    whole = list(prepare(read_scan(cine), GREY, ANY))
     first, found, rounds = 0, [], 0
     while first is not None:
         chunk = prepare_chunk(source_of(cine), GREY, ANY, first, most=4)

@@ -1,6 +1,5 @@
 """ONNX Runtime: the processor, NVIDIA GPUs, and execution providers that come as a plug-in."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,17 +21,13 @@ if TYPE_CHECKING:
 
 
 def import_onnxruntime() -> Any:
-    """Return the package onnxruntime, with its telemetry off.
-
-    Since 1.29 its builds send names and hashes of models to their vendor, from the import on,
-    unless this variable is set by then. A value that the user set is left.
+    """Return the package onnxruntime, whose telemetry `medtl_runtime` has turned off.
 
     Raises
     ------
     EngineMissing
         It is not installed.
     """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as cause:

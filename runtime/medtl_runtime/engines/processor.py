@@ -17,6 +17,12 @@ def machine() -> str:
     return "\n".join(parts)
 
 
+def cpu_name() -> str:
+    """Return what people call the processor."""
+    names = [line for line in _cpu_lines() if line.startswith("model name")]
+    return names[0].partition(":")[2].strip() if names else _plain_name()
+
+
 def has_nvidia_driver() -> bool:
     """Whether the NVIDIA driver is loaded, as far as Linux tells without starting it."""
     return _NVIDIA.exists()
@@ -46,7 +52,11 @@ def _cpu_lines() -> list[str]:
     """Return what the system says of the first processor's kind."""
     with suppress(OSError):
         return list(first_processor(Path("/proc/cpuinfo")))
-    return [platform.processor()]
+    return [_plain_name()]
+
+
+def _plain_name() -> str:
+    return platform.processor() or platform.machine()
 
 
 def first_processor(cpuinfo: Path) -> Iterator[str]:
