@@ -15,6 +15,7 @@ from medtl_train.metrics import (
     NAMES,
     Scored,
     cross_entropy,
+    differences,
     evaluate,
     measure,
     measure_with_intervals,
@@ -285,3 +286,88 @@ def test_a_model_that_is_always_wrong_is_not_turned_round() -> None:
     point = choose_operating_point(labels, chances, BINARY, "lesion")
     assert 0 <= point.threshold <= 1
     assert youden(labels, scores, point.threshold) == 0
+
+
+# --- two models on the same images ---------------------------------------------------------------
+
+
+def two_models(n: int = 150, k: int = 2, *, noise: float = 0.4) -> tuple[Scored, Scored]:
+    """Return a model and one that says nearly the same, on images of patients with three each."""
+    first = drawn(n, k)
+    shift = noise * np.random.default_rng(9).normal(size=(n, k))
+    other = np.exp(np.log(first.probabilities) + shift)
+    other /= other.sum(1, keepdims=True)
+    patients = np.array([f"p{i // 3}" for i in range(n)])
+    return tuple(scored(first.labels, p, patients=patients) for p in (first.probabilities, other))  # pyright: ignore[reportReturnType]
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_differences_are_those_of_the_metrics_over_patients_drawn_for_both(k: int) -> None:
+    before, after = two_models(60, k)
+    found = differences(before, after, seed=5, resamples=40)
+    rng = np.random.default_rng(5)
+    names = sorted(set(before.patients))
+    rows = []
+    for _ in range(40):
+        chosen = [names[i] for i in rng.integers(len(names), size=len(names))]
+        index = np.concatenate([np.flatnonzero(before.patients == name) for name in chosen])
+        one, other = (
+            measure(
+                Scored(
+                    labels=model.labels[index],
+                    probabilities=model.probabilities[index],
+                    patients=model.patients[index],
+                    classes=model.classes,
+                    point=model.point,
+                )
+            )
+            for model in (before, after)
+        )
+        rows.append({name: other[name] - one[name] for name in NAMES})
+    for name in NAMES:
+        low, high = np.quantile([row[name] for row in rows], [0.025, 0.975])
+        value = measure(after)[name] - measure(before)[name]
+        assert found[name]["value"] == pytest.approx(value, abs=1e-12)
+        assert found[name]["low"] == pytest.approx(low, abs=1e-12)
+        assert found[name]["high"] == pytest.approx(high, abs=1e-12)
+
+
+def test_a_model_does_not_differ_from_itself_at_all() -> None:
+    model, _ = two_models(60)
+    found = differences(model, model, seed=0, resamples=50)
+    assert all(one == {"value": 0.0, "low": 0.0, "high": 0.0} for one in found.values())
+
+
+def test_turning_the_comparison_round_turns_the_interval_round() -> None:
+    before, after = two_models(60)
+    there, back = (differences(*pair, seed=0, resamples=50) for pair in
+                   ((before, after), (after, before)))  # fmt: skip
+    for name in NAMES:
+        for one, other in (("value", "value"), ("low", "high"), ("high", "low")):
+            assert there[name][one] == pytest.approx(-(back[name][other] or 0), abs=1e-12)
+
+
+def test_pairing_makes_the_interval_narrower_than_that_of_two_separate_draws() -> None:
+    before, after = two_models()
+    paired = differences(before, after, seed=0, resamples=300)["auroc"]
+    ends = [measure_with_intervals(model, seed=s, resamples=300)["auroc"]
+            for s, model in enumerate((before, after))]  # fmt: skip
+    widths = [(one["high"] or 0) - (one["low"] or 0) for one in ends]
+    unpaired = math.hypot(*widths)
+    assert 0 < (paired["high"] or 0) - (paired["low"] or 0) < 0.6 * unpaired
+
+
+def test_models_of_other_images_are_not_compared() -> None:
+    before, _ = two_models(60)
+    with pytest.raises(AssertionError):
+        differences(before, drawn(60, 2, seed=1), seed=0, resamples=10)
+
+
+def test_a_metric_that_is_not_defined_has_no_difference() -> None:
+    before, after = two_models(30)
+    ill = np.ones(30, np.int64)
+    pair = (scored(ill, one.probabilities) for one in (before, after))
+    found = differences(*pair, seed=0, resamples=20)
+    assert found["auroc"] == {"value": None, "low": None, "high": None}
+    assert found["recall"]["value"] is not None
+    json.dumps(found, allow_nan=False)

@@ -138,7 +138,7 @@ def build_dataset(
         recipe=recipe,
         images=by_split,
         excluded=(*excluded, *repeated),
-        fingerprint=_fingerprint(images),
+        fingerprint=fingerprint_of(images),
         patients_known=all(image.patient != _own_patient(image) for image in images),
     )
 
@@ -292,7 +292,8 @@ def _most_common_reason(label: str, excluded: Sequence[Excluded]) -> str:
     return f"{reasons.total()} were left out, {count} because: {reason}"
 
 
-def _fingerprint(images: Sequence[Image]) -> str:
+def fingerprint_of(images: Iterable[Image]) -> str:
+    """Return the SHA-256 over the digest, label and split of every image, in any order."""
     lines = sorted(f"{i.digest} {i.sample.label} {i.split}" for i in images)
     return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

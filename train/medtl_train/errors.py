@@ -3,6 +3,7 @@
 UsageError
 ├── DataUnfit                 a class is empty, a patient is in two splits, ...
 ├── RunUnfit                  a run to start from or to resume does not fit this one
+├── ImagesMissing             images of a finished run are gone, or are not what they were
 └── (WeightsUnfit, in medtl_models.weights)
 MedtlError
 ├── CheckpointUnusable        not a checkpoint, damaged, or of another version
@@ -25,6 +26,13 @@ class RunUnfit(UsageError):
     """The run that was named does not fit this one."""
 
     code = "run-unfit"
+
+
+class ImagesMissing(UsageError, FileNotFoundError):
+    """Images of a run's splits cannot be read any more, or have changed since."""
+
+    code = "images-missing"
+    __str__ = Exception.__str__  # OSError's own shows errno fields that are not set here
 
 
 class CheckpointUnusable(UsageError):

@@ -29,6 +29,7 @@ from medtl_train.dataset import ImageSet
 from medtl_train.errors import Diverged
 from medtl_train.objective import (
     Phase,
+    Teacher,
     class_weights,
     learning_rate,
     loss_of,
@@ -74,6 +75,8 @@ class Fit:
     folder: Path
     device: torch.device
     pretrained: bool
+    teacher: Teacher | None = None
+    """Whom the network learns from, beside the labels."""
     progress: Progress = Progress()
     _anchor: dict[str, Tensor] = field(default_factory=dict, init=False)
     _optimizer_state: dict[str, Any] | None = field(default=None, init=False)
@@ -170,7 +173,7 @@ class Fit:
             images = torch.from_numpy(as_batch(self.train.pixels[batch])).to(self.device)
             images = augment(images, self.augmentation, generator)
             labels = torch.from_numpy(self.train.labels[batch]).to(self.device)
-            loss = loss_of(self.network(images).logits, labels, weights, self.config)
+            loss = self._loss(images, labels, weights)
             objective = loss + penalty(self.network, module, self._anchor, self.config)
             losses.append(float(objective.detach()))
             if not math.isfinite(losses[-1]):
@@ -180,6 +183,11 @@ class Fit:
             optimizer.step()
             on_step()
         return float(np.mean(losses)), lr
+
+    def _loss(self, images: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        logits = self.network(images).logits
+        loss = loss_of(logits, labels, weights, self.config)
+        return loss if self.teacher is None else self.teacher.blend(loss, logits, images)
 
     def _class_weights(self) -> Tensor | None:
         labels = torch.from_numpy(self.train.labels)
@@ -230,6 +238,7 @@ class Fit:
             "progress": json.dumps(vars(progress)),
             "optimizer": optimizer.state_dict(),
             "anchor": {name: t.cpu() for name, t in self._anchor.items()},
+            "distilled": self.teacher is not None,
         }
         last = Checkpoint(about=self.about, network=state, training=training)
         checkpoints.save(self.folder / "last.pt", last)

@@ -1,5 +1,6 @@
 """How good a classifier is, with 95 % intervals from a bootstrap over patients."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,17 +144,46 @@ def measure_with_intervals(
     Patients are drawn with replacement, each with all images, because images of one patient are
     not independent. Resamples in which a metric is not defined are left out of its interval.
     """
-    patients, index = np.unique(scored.patients, return_inverse=True)
-    generator = np.random.default_rng(seed)
-    rankings, predicted = _rankings(scored), scored.predicted
-    rows = []
-    for _ in range(resamples):
-        drawn = generator.integers(len(patients), size=len(patients))
-        counts = np.bincount(drawn, minlength=len(patients))[index].astype(float)
-        if counts.sum() > 0:
-            rows.append({**_ranking(rankings, counts), **_decisions(scored, predicted, counts)})
+    rows = list(_resampled(scored, _drawn(scored.patients, seed, resamples)))
     values = measure(scored)
     return {name: _with_interval(values[name], [row[name] for row in rows]) for name in NAMES}
+
+
+def differences(
+    before: Scored, after: Scored, *, seed: int, resamples: int = RESAMPLES
+) -> dict[str, dict[str, float | None]]:
+    """Return how much each metric of ``after`` is above that of ``before``, with 95 % intervals.
+
+    Both are of the same images in the same order. Each resample of patients counts for both, so
+    that what both have in common cancels out (paired bootstrap).
+    """
+    assert np.array_equal(before.labels, after.labels)
+    weights = list(_drawn(before.patients, seed, resamples))
+    pairs = list(zip(_resampled(before, weights), _resampled(after, weights), strict=True))
+    first, second = measure(before), measure(after)
+    return {
+        name: _with_interval(second[name] - first[name], [b[name] - a[name] for a, b in pairs])
+        for name in NAMES
+    }
+
+
+def _drawn(patients: NDArray[np.str_], seed: int, resamples: int) -> Iterator[NDArray[np.float64]]:
+    """Yield how often each image counts in each resample of the patients, (N,)."""
+    names, index = np.unique(patients, return_inverse=True)
+    generator = np.random.default_rng(seed)
+    for _ in range(resamples):
+        drawn = generator.integers(len(names), size=len(names))
+        counts = np.bincount(drawn, minlength=len(names))[index].astype(float)
+        if counts.sum() > 0:
+            yield counts
+
+
+def _resampled(
+    scored: Scored, weights: Iterable[NDArray[np.float64]]
+) -> Iterator[dict[str, float]]:
+    rankings, predicted = _rankings(scored), scored.predicted
+    for counts in weights:
+        yield {**_ranking(rankings, counts), **_decisions(scored, predicted, counts)}
 
 
 def _with_interval(value: float, resampled: list[float]) -> dict[str, float | None]:

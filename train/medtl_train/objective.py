@@ -89,6 +89,40 @@ def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None, config: FitC
     return F.cross_entropy(logits, labels, weights, label_smoothing=config.label_smoothing)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Teacher:
+    """A trained network whose outputs a student learns to give (Hinton, Vinyals and Dean, 2015)."""
+
+    network: Network
+    """In evaluation mode, on the student's device; it is never changed."""
+    temperature: float
+    """Softens both networks' probabilities; more than 0."""
+    alpha: float
+    """Share of the labels' loss, 0 to 1; the rest is the teacher's."""
+
+    def blend(self, labels_loss: Tensor, logits_nk: Tensor, images_nchw: Tensor) -> Tensor:
+        """Return the student's loss: of the labels, and of the teacher on the same images.
+
+        The teacher sees the very batch that the student saw, augmentation included: stored answers
+        to other views teach less (Beyer et al., CVPR 2022).
+        """
+        with torch.no_grad():  # in inference mode, autograd could not use what it gives
+            taught_nk = self.network(images_nchw).logits
+        taught_loss = distillation_loss(logits_nk, taught_nk, self.temperature)
+        return self.alpha * labels_loss + (1 - self.alpha) * taught_loss
+
+
+def distillation_loss(logits_nk: Tensor, taught_nk: Tensor, temperature: float) -> Tensor:
+    """Return T^2 KL(softmax(taught / T) || softmax(logits / T)), the mean over the images.
+
+    The factor T^2 keeps the gradient's size while T changes (Hinton, Vinyals and Dean, 2015).
+    """
+    student_nk = F.log_softmax(logits_nk / temperature, 1)
+    teacher_nk = F.log_softmax(taught_nk / temperature, 1)
+    divergence = F.kl_div(student_nk, teacher_nk, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence
+
+
 def penalty(
     network: Network, module: nn.Module, pretrained: Mapping[str, Tensor], config: FitConfig
 ) -> Tensor:

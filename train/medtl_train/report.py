@@ -3,7 +3,6 @@
 import base64
 import io
 import itertools
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import sklearn.metrics as skm
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -26,31 +23,13 @@ from sklearn.calibration import calibration_curve
 
 from medtl_runtime.files import write_text
 from medtl_runtime.heatmap import evidence, overlay
+from medtl_train import pages
 
 Array = NDArray[Any]
 
 # The splits of the evaluation, the one that counts most first.
 _SPLITS = {"test": "test", "val": "validation"}
 _BINS = 10
-
-# Okabe and Ito's colours; dashes as well, for print without colour.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-_DASHES = ((), (6, 2), (1.5, 1.5), (6, 2, 1.5, 2))
-_REFERENCE: dict[str, Any] = {"color": "#767676", "linewidth": 1, "linestyle": (0, (2, 3))}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "lines.scale_dashes": False,
-    "lines.linewidth": 1.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e3e5e8",
-    "figure.facecolor": "none",
-    "figure.constrained_layout.use": True,
-    "legend.frameon": False,
-}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,12 +83,9 @@ def write_report(
         The disk is full, or ``path`` cannot be written to.
     """
     splits = [(s, predictions[s]) for s in _SPLITS if s in predictions]
-    loader = PackageLoader("medtl_train")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
-        matplotlib.rcParams.update(_STYLE)
-        page = environment.get_template("report.html.j2").render(
+    with pages.drawing():
+        page = pages.render(
+            "medtl_train",
             m=metrics,
             history=history,
             learning=_learning(history, metrics["training"]),
@@ -119,30 +95,6 @@ def write_report(
             seconds=timedelta(seconds=round(metrics["training"]["seconds"])),
         )
     write_text(path, page)
-
-
-def _plot(figure: Figure, alt: str) -> Markup:
-    """Return a figure as SVG to stand inside HTML: no namespaces, no styles, the page's font."""
-    file = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    # The salt makes the identifiers of clip paths and markers the plot's own on the page.
-    with matplotlib.rc_context({"svg.hashsalt": alt}):
-        figure.savefig(file, format="svg", metadata=nothing)
-    svg = re.sub(
-        r"<!.*?>\s*|<\?.*?>\s*|<defs>\s*<style.*?</defs>\s*"
-        r'| (?:xmlns(?::xlink)?|version)="[^"]*"| id="[A-Za-z.0-9]+_\d+"|font-family: [^;"]*;? ?',
-        "",
-        file.getvalue(),
-        flags=re.DOTALL,
-    )
-    # Matplotlib escapes the texts in it.
-    return Markup('<div class="plot" role="img" aria-label="{}">{}</div>').format(alt, Markup(svg))
-
-
-def _line(k: int) -> dict[str, Any]:
-    """Return the look of the ``k``-th line of a plot."""
-    dashes = _DASHES[k % len(_DASHES)]
-    return {"color": _COLOURS[k % len(_COLOURS)], "linestyle": (0, dashes) if dashes else "-"}
 
 
 def _learning(history: Sequence[Mapping[str, Any]], training: Mapping[str, Any]) -> list[Markup]:
@@ -155,8 +107,8 @@ def _learning(history: Sequence[Mapping[str, Any]], training: Mapping[str, Any])
     monitored.axes[0].set_ylim(min(0.48, monitored.axes[0].dataLim.y0 - 0.02), 1.02)
     words = f"over {len(history)} epochs; epoch {best} is the best"
     return [
-        _plot(losses, f"Training and validation loss {words}"),
-        _plot(monitored, f"Validation {name} {words}"),
+        pages.plot(losses, f"Training and validation loss {words}"),
+        pages.plot(monitored, f"Validation {name} {words}"),
     ]
 
 
@@ -169,13 +121,13 @@ def _by_epoch(
     epochs = [row["epoch"] for row in history]
     for k, (label, key) in enumerate(columns.items()):
         values = np.array([row[key] for row in history], float)
-        axes.plot(epochs, values, marker=".", label=label, **_line(k))
+        axes.plot(epochs, values, marker=".", label=label, **pages.line(k))
     axes.set(xlabel="Epoch", ylabel=name, xlim=(min(epochs) - 0.5, max(epochs) + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.axvline(best, color="black", linewidth=1, label=f"best epoch: {best}")
     for before, after in itertools.pairwise(history):
         if before["phase"] != after["phase"]:
-            axes.axvline(after["epoch"] - 0.5, label="all layers from here", **_REFERENCE)
+            axes.axvline(after["epoch"] - 0.5, label="all layers from here", **pages.REFERENCE)
     figure.legend(loc="outside upper left", ncols=2)
     return figure
 
@@ -192,13 +144,17 @@ def _discrimination(split: str, found: Predictions, metrics: Mapping[str, Any]) 
     positive = metrics["positive"]
     roc, roc_axes = _unit_square("1 − specificity", "Sensitivity (recall)")
     pr, pr_axes = _unit_square("Recall (sensitivity)", "Precision")
-    roc_axes.plot([0, 1], [0, 1], label="chance", **_REFERENCE)
+    roc_axes.plot([0, 1], [0, 1], label="chance", **pages.REFERENCE)
     rows = []
     for k, name in enumerate(metrics["classes"]):
         if positive in (None, name):
-            truth, scores, line = found.labels == k, found.probabilities[:, k], _line(len(rows))
+            truth, scores, line = (
+                found.labels == k,
+                found.probabilities[:, k],
+                pages.line(len(rows)),
+            )
             areas = _one_against_rest(truth, scores, line, [roc_axes, pr_axes])
-            dashes = _DASHES[len(rows) % len(_DASHES)]
+            dashes = pages.DASHES[len(rows) % len(pages.DASHES)]
             rows.append({"name": name, "colour": line["color"], "dashes": dashes, **areas})
     if positive is not None:
         measured = metrics[_SPLITS[split]]["metrics"]
@@ -208,12 +164,12 @@ def _discrimination(split: str, found: Predictions, metrics: Mapping[str, Any]) 
         )
         roc_axes.plot(1 - specificity, recall, "ko", label="operating point")
         pr_axes.plot(recall, precision, "ko", label="operating point")
-        pr_axes.axhline(rows[0]["images"] / len(found.labels), label="chance", **_REFERENCE)
+        pr_axes.axhline(rows[0]["images"] / len(found.labels), label="chance", **pages.REFERENCE)
         pr_axes.legend(loc="lower left")
     roc_axes.legend(loc="lower right")
     words = f"of {positive or 'each class against the rest'} on {_SPLITS[split]} images"
     alts = (f"Receiver operating characteristic {words}", f"Precision against recall {words}")
-    plots = [_plot(figure, alt) for figure, alt in zip((roc, pr), alts, strict=True)]
+    plots = [pages.plot(figure, alt) for figure, alt in zip((roc, pr), alts, strict=True)]
     return {"plots": plots, "rows": rows, "images": len(found.labels)}
 
 
@@ -261,7 +217,7 @@ def _calibration(split: str, found: Predictions, metrics: Mapping[str, Any]) -> 
     counts = np.bincount(np.searchsorted(edges[1:-1], score), minlength=_BINS)
     error = np.abs(shares - means) @ counts[counts > 0] / len(score)
     figure = _reliability(means, shares, counts, [textwrap.shorten(w, 46) for w in words])
-    plot = _plot(figure, f"Reliability diagram of the {_SPLITS[split]} images, with counts")
+    plot = pages.plot(figure, f"Reliability diagram of the {_SPLITS[split]} images, with counts")
     return {"plot": plot, "error": error, "brier": brier, "constant": constant}
 
 
@@ -269,14 +225,14 @@ def _reliability(means: Array, shares: Array, counts: Array, words: Sequence[str
     """Draw observed shares against probabilities, over a histogram of the probabilities."""
     figure = Figure(figsize=(4.2, 5.4))
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-    axes.plot([0, 1], [0, 1], label="calibrated", **_REFERENCE)
+    axes.plot([0, 1], [0, 1], label="calibrated", **pages.REFERENCE)
     for mean, share, n in zip(means, shares, counts[counts > 0], strict=True):
         interval = binomtest(round(share * n), int(n)).proportion_ci(method="wilson")
-        axes.vlines(mean, interval.low, interval.high, color=_COLOURS[0], linewidth=1)
-    axes.plot(means, shares, marker="o", label="found, 95 % intervals", **_line(0))
+        axes.vlines(mean, interval.low, interval.high, color=pages.COLOURS[0], linewidth=1)
+    axes.plot(means, shares, marker="o", label="found, 95 % intervals", **pages.line(0))
     axes.set(ylabel=words[1], xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     figure.legend(loc="outside upper left", ncols=2)
-    bars = below.bar((np.arange(_BINS) + 0.5) / _BINS, counts, width=0.09, color=_COLOURS[5])
+    bars = below.bar((np.arange(_BINS) + 0.5) / _BINS, counts, width=0.09, color=pages.COLOURS[5])
     below.bar_label(bars, fontsize=8)
     below.set(xlabel=words[0], ylabel="Images")
     below.margins(y=0.25)

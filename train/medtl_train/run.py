@@ -1,19 +1,14 @@
 """One training run from data to report: prepare, fit, evaluate, write."""
 
-import csv
-import io
-import platform
 import time
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from medtl_models.weights import Loaded
-from medtl_runtime import __version__
 from medtl_runtime.errors import OutputExists, OutputNotWritten, UsageError
 from medtl_runtime.files import write_text
 from medtl_train import checkpoint as checkpoints
@@ -26,11 +21,12 @@ from medtl_train.errors import Interrupted, RunUnfit
 from medtl_train.evaluation import evaluate_run
 from medtl_train.fit import Fit, steps_an_epoch
 from medtl_train.fit import Progress as FitProgress
-from medtl_train.headers import summarise
-from medtl_train.options import flat, to_toml
+from medtl_train.objective import Teacher
+from medtl_train.options import to_toml
 from medtl_train.recipes import decide_recipe
 from medtl_train.samples import SPLITS, find_samples
 from medtl_train.start import Origin, build_network, find_origin
+from medtl_train.summary import describe_run, describe_training, write_history
 
 OUTPUTS = (
     "best.pt",
@@ -69,24 +65,21 @@ def train(
     reporter = reporter or Reporter(quiet=True)
     if resume and overwrite:
         raise UsageError("--resume and --overwrite contradict each other; give one")
-    _check_folder(folder, config, resume=resume, overwrite=overwrite)
+    if resume:
+        _require_resumable(folder, config)
+    else:
+        refuse_existing_run(folder, overwrite=overwrite)
     origin = find_origin(config.network)
     dataset = prepare(data, config, reporter)
-    fit, transfer = _start(origin, dataset, folder, config, device, reporter)
+    fit, transfer = start(origin, dataset, folder, config, device, reporter)
     # Nothing of an earlier run is touched before all that can be refused has been.
     if resume:
         _resume(fit, folder, reporter)
     else:
-        _begin(folder, config)
+        begin(folder, config)
     write_splits(folder / "splits.csv", dataset)
-    started = time.perf_counter()
-    progress = _fit(fit, folder, config, reporter)
-    seconds = time.perf_counter() - started
-    _write_history(folder / "history.csv", progress)
-    summary = _summary(folder.name, data, dataset, config, fit, transfer)
-    summary["training"] = _training(progress, config, device, seconds)
-    evaluate_run(folder, summary, dataset, config, device, progress)
-    return summary
+    summary = describe_run(data, dataset, config, fit, transfer)
+    return complete(fit, dataset, config, summary, reporter)
 
 
 def prepare(data: Path, config: TrainConfig, reporter: Reporter) -> Dataset:
@@ -121,21 +114,23 @@ def _kind(reason: str) -> str:
     return "same pixels as another image" if reason.startswith("same pixels as") else reason
 
 
-def _check_folder(folder: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
-    if resume:
-        written = folder / "config.toml"
-        if not (folder / "last.pt").is_file() or not written.is_file():
-            raise RunUnfit(f"{folder} holds no run to resume (no last.pt)")
-        if written.read_text(encoding="utf-8") != to_toml(config):
-            raise RunUnfit(
-                f"{folder} was trained with other options; {written} has them: "
-                f"add --config {written}"
-            )
-    elif not overwrite and any((folder / name).exists() for name in OUTPUTS):
+def _require_resumable(folder: Path, config: TrainConfig) -> None:
+    written = folder / "config.toml"
+    if not (folder / "last.pt").is_file() or not written.is_file():
+        raise RunUnfit(f"{folder} holds no run to resume (no last.pt)")
+    if written.read_text(encoding="utf-8") != to_toml(config):
+        raise RunUnfit(
+            f"{folder} was trained with other options; {written} has them: add --config {written}"
+        )
+
+
+def refuse_existing_run(folder: Path, *, overwrite: bool) -> None:
+    """Raise `OutputExists` when ``folder`` holds a run that may not be overwritten."""
+    if not overwrite and any((folder / name).exists() for name in OUTPUTS):
         raise OutputExists(folder)
 
 
-def _begin(folder: Path, config: TrainConfig) -> None:
+def begin(folder: Path, config: TrainConfig) -> None:
     """Remove the outputs of an earlier run and note this one's configuration."""
     try:
         for name in OUTPUTS:
@@ -145,13 +140,15 @@ def _begin(folder: Path, config: TrainConfig) -> None:
     write_text(folder / "config.toml", to_toml(config))
 
 
-def _start(
+def start(
     origin: Origin,
     dataset: Dataset,
     folder: Path,
     config: TrainConfig,
     device: torch.device,
     reporter: Reporter,
+    *,
+    teacher: Teacher | None = None,
 ) -> tuple[Fit, Loaded]:
     """Return a fit that is ready to run, and what its network was made from."""
     about = About(
@@ -179,6 +176,7 @@ def _start(
         folder=folder,
         device=device,
         pretrained=pretrained,
+        teacher=teacher,
     )
     return fit, loaded
 
@@ -200,11 +198,45 @@ def _resume(fit: Fit, folder: Path, reporter: Reporter) -> None:
         raise RunUnfit(f"{folder}: the data or the recipe have changed since it was interrupted")
     if saved.training is None:
         raise RunUnfit(f"{folder}/last.pt holds no state of training")
+    if saved.training.get("distilled"):
+        raise RunUnfit(f"{folder} was distilled: without its teacher it would be another network")
     fit.resume(saved)
     reporter.note(f"resuming after epoch {fit.progress.epoch}")
 
 
-def _fit(fit: Fit, folder: Path, config: TrainConfig, reporter: Reporter) -> FitProgress:
+def complete(
+    fit: Fit,
+    dataset: Dataset,
+    config: TrainConfig,
+    summary: Mapping[str, Any],
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Train to the end, evaluate, and write what is still missing of the run.
+
+    Parameters
+    ----------
+    summary
+        What is known before; see `describe_run`.
+
+    Returns
+    -------
+    What ``metrics.json`` holds.
+
+    Raises
+    ------
+    Diverged, Interrupted
+        What was written until then stays.
+    """
+    started = time.perf_counter()
+    progress = _fit(fit, config, reporter)
+    seconds = time.perf_counter() - started
+    write_history(fit.folder / "history.csv", progress)
+    whole = {**summary, "training": describe_training(fit, seconds)}
+    evaluate_run(fit.folder, whole, dataset, config, fit.device, progress)
+    return whole
+
+
+def _fit(fit: Fit, config: TrainConfig, reporter: Reporter) -> FitProgress:
     reporter.note(f"training on {device_name(fit.device)}")
     steps = steps_an_epoch(len(fit.train), config.fit.batch_size)
     left = (config.fit.epochs - fit.progress.epoch) * steps
@@ -214,80 +246,14 @@ def _fit(fit: Fit, folder: Path, config: TrainConfig, reporter: Reporter) -> Fit
     except KeyboardInterrupt as cause:
         if not fit.progress.epoch:
             raise Interrupted("interrupted in the first epoch; nothing to resume yet") from cause
-        raise Interrupted(
-            f"interrupted after epoch {fit.progress.epoch}; "
-            f"the same command with --resume goes on from {folder / 'last.pt'}"
-        ) from cause
+        remedy = (
+            f"the same command with --resume goes on from {fit.folder / 'last.pt'}"
+            if fit.teacher is None
+            else "a distillation starts anew; add --overwrite"
+        )
+        raise Interrupted(f"interrupted after epoch {fit.progress.epoch}; {remedy}") from cause
     if progress.stopped_early:
         reporter.note(
             f"stopped early: no better {config.fit.monitor} in {config.fit.patience} epochs"
         )
     return progress
-
-
-def _write_history(path: Path, progress: FitProgress) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(progress.history[0]))
-    writer.writeheader()
-    writer.writerows(progress.history)
-    write_text(path, text.getvalue())
-
-
-def _summary(
-    name: str, data: Path, dataset: Dataset, config: TrainConfig, fit: Fit, transfer: Loaded
-) -> dict[str, Any]:
-    """Return what is known before the evaluation, as JSON values."""
-    images = {
-        split: dict(Counter(image.sample.label for image in dataset.images[split]))
-        for split in SPLITS
-        if dataset.images[split]
-    }
-    patients = {split: len({i.patient for i in dataset.images[split]}) for split in images}
-    return {
-        "name": name,
-        "medtl_version": __version__,
-        "classes": list(dataset.classes),
-        "positive": fit.positive,
-        "data": {
-            "path": str(data),
-            "fingerprint": dataset.fingerprint,
-            "images": images,
-            "patients": patients,
-            "patients_known": dataset.patients_known,
-            "excluded": [asdict(left) for left in dataset.excluded],
-            "headers": summarise([image.header for image in dataset.images["train"]]),
-        },
-        "recipe": dataset.recipe.to_json(),
-        "config": flat(config),
-        "network": {
-            "arch": fit.about.arch,
-            "head": fit.about.head,
-            "parameters": sum(p.numel() for p in fit.network.parameters()),
-        },
-        "transfer": {
-            "source": transfer.source,
-            "tensors": transfer.tensors,
-            "skipped": list(transfer.skipped),
-        },
-    }
-
-
-def _training(
-    progress: FitProgress, config: TrainConfig, device: torch.device, seconds: float
-) -> dict[str, Any]:
-    best = progress.history[progress.best_epoch - 1]
-    monitor = config.fit.monitor
-    return {
-        "epochs": progress.epoch,
-        "best_epoch": progress.best_epoch,
-        "monitor": monitor,
-        "best_value": best["val_loss" if monitor == "loss" else monitor],
-        "stopped_early": progress.stopped_early,
-        "seconds": round(seconds, 1),
-        "device": device_name(device),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-    }

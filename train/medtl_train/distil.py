@@ -1,0 +1,190 @@
+"""Distillation: a student network learns from a finished run's, on that run's images.
+
+read the teacher -> read its images again -> fit the student to both -> evaluate, as any run
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medtl_models.architectures import ARCHITECTURES
+from medtl_models.network import Network
+from medtl_models.weights import imagenet_file
+from medtl_runtime.errors import UsageError
+from medtl_runtime.files import written_whole
+from medtl_runtime.modelfile import file_digest
+from medtl_train import checkpoint as checkpoints
+from medtl_train.checkpoint import About
+from medtl_train.config import DistilConfig, FitConfig, TrainConfig
+from medtl_train.console import Reporter
+from medtl_train.finished import read_config, read_dataset, read_summary
+from medtl_train.objective import Teacher
+from medtl_train.run import begin, complete, refuse_existing_run, start
+from medtl_train.start import find_origin
+from medtl_train.summary import describe_run
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Taught:
+    """The teacher's run as it was found."""
+
+    network: Network
+    about: About
+    summary: dict[str, Any]
+    config: TrainConfig
+    digest: str
+    splits: bytes
+
+
+def distil(
+    run: Path,
+    folder: Path,
+    arch: str,
+    settings: DistilConfig,
+    *,
+    device: torch.device,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Train a student on a run's outputs, and write it into ``folder`` as a run of its own.
+
+    Images, splits, recipe, augmentation and options are the teacher's; all layers are trained from
+    the first epoch. The loss is alpha times the labels' and (1 - alpha) times T^2 KL to the
+    teacher's softened probabilities (Hinton, Vinyals and Dean, 2015), which the teacher gives to
+    the batch as the student sees it (Beyer et al., CVPR 2022).
+
+    Parameters
+    ----------
+    run
+        The teacher: a finished run, whose images must still be where its ``splits.csv`` says.
+    folder
+        Of the student; not the teacher's.
+    arch
+        The student's architecture, one of `ARCHITECTURES`.
+
+    Returns
+    -------
+    What the student's ``metrics.json`` holds: that of any run, and ``distillation`` with
+    ``temperature``, ``alpha`` and ``teacher`` (name, arch, parameters, digest of its best.pt, its
+    validation and test metrics; None without a test split).
+
+    Raises
+    ------
+    UsageError
+        No such architecture, no finished run, or no such weights; `CheckpointUnusable` and
+        `WeightsUnfit` among them.
+    ImagesMissing
+        Images of the run are gone or have changed.
+    OutputExists
+        ``folder`` holds a run and ``overwrite`` is not set.
+    Diverged, Interrupted
+        As in `medtl_train.run.train`; it cannot be resumed.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    if arch not in ARCHITECTURES:
+        raise UsageError(f"the student is a {arch}; expected {', '.join(ARCHITECTURES)}")
+    if folder.resolve() == run.resolve():
+        raise UsageError(f"{folder} is the teacher's; name another folder for the student")
+    refuse_existing_run(folder, overwrite=overwrite)
+    taught = _read_teacher(run)
+    config = _student_config(taught.config, arch, settings, reporter)
+    origin = find_origin(config.network)
+    reporter.note(f"reading the images of {run} again")
+    dataset = read_dataset(run, taught.about, taught.summary)
+    teacher = Teacher(
+        network=taught.network.to(device), temperature=settings.temperature, alpha=settings.alpha
+    )
+    fit, transfer = start(origin, dataset, folder, config, device, reporter, teacher=teacher)
+    _note_sizes(taught.network, fit.network, reporter)
+    # Nothing of an earlier run is touched before all that can be refused has been.
+    begin(folder, config)
+    with written_whole(folder / "splits.csv") as part:
+        part.write_bytes(taught.splits)
+    data = Path(taught.summary["data"]["path"])
+    summary = describe_run(data, dataset, config, fit, transfer)
+    summary["distillation"] = _describe(taught, settings)
+    return complete(fit, dataset, config, summary, reporter)
+
+
+def is_student(folder: Path, run: Path, arch: str) -> bool:
+    """Whether ``folder`` is a finished run of that architecture, distilled from ``run``."""
+    try:
+        summary = read_summary(folder)
+        teacher = summary["distillation"]["teacher"]["digest"]
+        return summary["network"]["arch"] == arch and teacher == file_digest(run / "best.pt")
+    except (UsageError, LookupError, TypeError, OSError):
+        return False
+
+
+def _read_teacher(run: Path) -> _Taught:
+    saved, summary = checkpoints.load_run(run), read_summary(run)
+    try:
+        splits = (run / "splits.csv").read_bytes()
+    except OSError as cause:
+        raise UsageError(f"{run / 'splits.csv'} cannot be read") from cause
+    return _Taught(
+        network=saved.restore(),
+        about=saved.about,
+        summary=summary,
+        config=read_config(run, summary),
+        digest=file_digest(run / "best.pt"),
+        splits=splits,
+    )
+
+
+def _student_config(
+    teacher: TrainConfig, arch: str, settings: DistilConfig, reporter: Reporter
+) -> TrainConfig:
+    """Return the teacher's options with the student's network and all layers in training."""
+    weights = settings.weights
+    if weights is None:
+        weights = "imagenet" if imagenet_file(arch).is_file() else "none"
+        if weights == "none":
+            reporter.note(
+                f"the student starts from random weights: torchvision's of {arch} are not at "
+                f"{imagenet_file(arch)}"
+            )
+    given = {"epochs": settings.epochs, "lr": settings.lr}
+    fit = replace(
+        teacher.fit,
+        **{name: value for name, value in given.items() if value is not None},
+        mode="all",
+        # Without a phase for the head, another value than the default would be refused as idle.
+        head_lr=FitConfig.head_lr,
+        head_epochs=FitConfig.head_epochs,
+        # It pulls towards pretrained weights; random ones are no place to stay at.
+        l2_sp=0.0 if weights == "none" else teacher.fit.l2_sp,
+    )
+    network = replace(teacher.network, arch=arch, weights=weights, from_run=None)
+    return replace(teacher, network=network, fit=fit)
+
+
+def _note_sizes(teacher: Network, student: Network, reporter: Reporter) -> None:
+    large, small = _parameters(teacher), _parameters(student)
+    reporter.note(
+        f"distilling {teacher.arch} ({large:,} parameters) into {student.arch} ({small:,})"
+    )
+    if small >= large:
+        reporter.note("caution: the student is not smaller than its teacher")
+
+
+def _parameters(network: Network) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def _describe(taught: _Taught, settings: DistilConfig) -> dict[str, Any]:
+    summary = taught.summary
+    return {
+        "temperature": settings.temperature,
+        "alpha": settings.alpha,
+        "teacher": {
+            "name": summary["name"],
+            "arch": taught.about.arch,
+            "parameters": _parameters(taught.network),
+            "digest": taught.digest,
+            "validation": summary["validation"]["metrics"],
+            "test": summary["test"] and summary["test"]["metrics"],
+        },
+    }
