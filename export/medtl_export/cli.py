@@ -2,17 +2,30 @@
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
+from medtl_export.settings import METRICS, TARGETS
+from medtl_models.architectures import ARCHITECTURES
 from medtl_runtime import commands
-from medtl_runtime.errors import EngineMissing
+from medtl_runtime.errors import EngineMissing, UsageError
 
 if TYPE_CHECKING:
     from medtl_export.run import Exported
+    from medtl_export.settings import Quantising
 
-_NEEDED = ("torch", "torchvision", "sklearn", "onnx", "onnxscript")
+_NEEDED = (
+    "torch",
+    "torchvision",
+    "sklearn",
+    "matplotlib",
+    "jinja2",
+    "onnx",
+    "onnxscript",
+    "cyclonedx",
+)
 
 
 @click.command(epilog=commands.EXIT_CODES, context_settings=commands.SETTINGS)
@@ -20,12 +33,48 @@ _NEEDED = ("torch", "torchvision", "sklearn", "onnx", "onnxscript")
 @click.option(
     "--output", "-o", type=commands.PATH, help="The file to write. Default: models/NAME.onnx."
 )
-@click.option("--quantize", is_flag=True, help="Write an int8 model, if it is faster and no worse.")
+@click.option(
+    "--target",
+    type=click.Choice(TARGETS),
+    default="cpu",
+    help="What the file is for: cpu is a processor like this one, cpu-avx2 an x86 without VNNI.",
+)
+@click.option(
+    "--quantize",
+    is_flag=True,
+    help="Look for the fastest quantised network that is no worse; float where there is none.",
+)
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    default="auroc",
+    help="What must not drop on the validation set; sensitivity is at the operating point.",
+)
 @click.option(
     "--max-drop",
-    type=click.FloatRange(min=0, max=1),
-    default=0.005,
-    help="Accepted loss of validation AUROC.",
+    metavar="SHARE|none",
+    default="0.005",
+    help="Accepted loss, by the lower bound of the difference's 95 % interval; none: any.",
+)
+@click.option(
+    "--calibration-images", type=click.IntRange(min=1), default=300, help="Of the training split."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=1, help="Images that are timed together."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="For the times. Default: physical cores."
+)
+@click.option(
+    "--qat",
+    is_flag=True,
+    help="Fine-tune with rounded weights where no int8 network is accurate enough.",
+)
+@click.option(
+    "--distil",
+    type=click.Choice(tuple(ARCHITECTURES)),
+    metavar="ARCH",
+    help="Train a smaller network on the run's outputs, and export it instead.",
 )
 @click.option(
     "--false-refusal-rate",
@@ -56,8 +105,9 @@ _NEEDED = ("torch", "torchvision", "sklearn", "onnx", "onnxscript")
 def export(
     run: Path,
     output: Path | None,
+    target: str,
     quantize: bool,
-    max_drop: float,
+    distil: str | None,
     false_refusal_rate: float | None,
     error_rate: float | None,
     aggregation: str,
@@ -65,14 +115,17 @@ def export(
     overwrite: bool,
     quiet: bool,
     config: Path | None,
+    **quantising: Any,
 ) -> None:
     """Turn a training run into one self-describing ONNX file, and prove what it does.
 
     RUN is a folder that medtl-train wrote.
 
     The file holds the network, the recipe for its pixels, classes, operating point, intended use,
-    accuracy, provenance and a self-test. It is written only if it computes what torch computes and,
-    with --quantize, if int8 is faster on this machine and no worse on the validation set.
+    accuracy, provenance and a self-test. It is written only if it computes what torch computes.
+    With --quantize, candidates are timed against the float network on the target's engine, and
+    compared with it on the validation set; the file holds the fastest that is no worse, which may
+    be the float network. Beside it come a report, a model card and a bill of materials.
 
     What images the model is for is learned from the headers of the training images. In a --config
     file, a table replaces what was learned of an attribute, and false removes it:
@@ -90,6 +143,8 @@ def export(
       medtl-export runs/liver
       medtl-export runs/liver --quantize
       medtl-export runs/liver --quantize --max-drop 0.01 -o models/liver-2.onnx
+      medtl-export runs/liver --quantize --target openvino
+      medtl-export runs/liver --quantize --distil mobilenet_v3_small
       medtl-export runs/liver --config export.toml --error-rate 0.1 --sign private.pem
     """
     commands.require_packages(_NEEDED, extra="cpu,export", purpose="medtl-export")
@@ -101,8 +156,9 @@ def export(
 
     # What is wrong here is refused before torch is loaded.
     settings = Settings(
-        quantise=quantize,
-        max_drop=max_drop,
+        target=target,
+        quantise=_quantising(quantize, quantising),
+        distil=distil,
         false_refusal_rate=false_refusal_rate,
         error_rate=error_rate,
         aggregation=Aggregation.parse(aggregation),
@@ -110,6 +166,7 @@ def export(
         sign=sign,
     )
     from medtl_export.run import export as run_export
+    from medtl_train.console import Reporter
 
     exported = run_export(
         run,
@@ -117,8 +174,27 @@ def export(
         settings,
         overwrite=overwrite,
         note=(lambda _: None) if quiet else (lambda text: click.echo(text, err=True)),
+        reporter=Reporter(quiet=quiet),
     )
     _print(exported)
+
+
+def _quantising(wanted: bool, options: dict[str, Any]) -> "Quantising | None":
+    """Return how to quantise; an option that has no effect without --quantize is an error."""
+    from medtl_export.settings import Quantising, parse_max_drop
+
+    context = click.get_current_context()
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in options
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    ]
+    if given and not wanted:
+        have = "has" if len(given) == 1 else "have"
+        raise UsageError(f"{', '.join(sorted(given))} {have} no effect without --quantize")
+    if not wanted:
+        return None
+    return Quantising(**{**options, "max_drop": parse_max_drop(options["max_drop"])})
 
 
 def _print(exported: "Exported") -> None:
@@ -127,10 +203,12 @@ def _print(exported: "Exported") -> None:
         f"parity: max |Δlogit| {parity.largest_difference:.2g} on {parity.images} validation "
         f"images (allowed {parity.tolerance:.2g}), {parity.flips} flips"
     )
-    if exported.quantised is not None:
-        _print_comparison(exported.quantised)
+    if exported.account is not None:
+        _print_comparison(exported.precision, exported.account)
     _print_decision(exported)
-    click.echo(f"model {exported.path} ({exported.bytes / 2**20:.1f} MiB)")
+    click.echo(f"model {exported.path} ({exported.precision}, {exported.bytes / 2**20:.1f} MiB)")
+    for path in exported.documents:
+        click.echo(f"      {path}")
 
 
 def _print_decision(exported: "Exported") -> None:
@@ -154,27 +232,35 @@ def _print_decision(exported: "Exported") -> None:
     click.echo(f"intended use: {', '.join(rule.attribute for rule in rules) or 'no rules'}")
 
 
-def _print_comparison(account: dict) -> None:
+def _print_comparison(precision: str, account: dict[str, Any]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "fp32", "int8"):
-        table.add_column(column, justify="right" if column else "left")
-    before, after = account["accuracy"]["fp32"], account["accuracy"]["int8"]
+    for column in ("validation", "float", precision):
+        table.add_column(column, justify="left" if column == "validation" else "right")
+    before, after = account["accuracy"]["fp32"], account["accuracy"]["chosen"]
     for name in before:
-        table.add_row(
-            f"validation {name.replace('_', ' ')}", _number(before[name]), _number(after[name])
-        )
-    latency = account["latency"]
-    table.add_row("latency, ms", f"{latency['reference_ms']:.2f}", f"{latency['candidate_ms']:.2f}")
+        table.add_row(name.replace("_", " "), _number(before[name]), _number(after[name]))
     Console(soft_wrap=True).print(table)
+    if precision == "fp32":
+        click.echo(f"not quantised: {account['reason']}")
+        return
+    if (difference := account["difference"]) is not None:
+        click.echo(
+            f"{account['metric'].replace('_', ' ')} {difference['value']:+.4f} "
+            f"({difference['low']:+.4f} to {difference['high']:+.4f}), {account['flips']} of "
+            f"{account['validation_images']} decisions differ"
+        )
+    machine = f"{account['machine']['cpu']}, {account['machine']['engine']}"
+    if (latency := account["latency"]) is None:
+        click.echo(f"speed not measured: {account['not_measured']}")
+        return
     click.echo(
-        f"int8 is {latency['speed_up']:.2f} times as fast "
-        f"({latency['low']:.2f} to {latency['high']:.2f}), {account['flips']} of "
-        f"{account['validation_images']} decisions differ; {account['machine']['cpu']}, "
-        f"{account['machine']['engine']}"
+        f"{precision} is {latency['speed_up']:.2f} times as fast ({latency['low']:.2f} to "
+        f"{latency['high']:.2f}), {latency['reference_ms']:.2f} to {latency['candidate_ms']:.2f} "
+        f"ms; {machine}"
     )
 
 

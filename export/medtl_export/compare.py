@@ -1,8 +1,6 @@
-"""Compares two networks on the same images: numbers, decisions, accuracy and time."""
+"""Compares what two networks say of the same images: numbers, maps and decisions."""
 
 import os
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,9 +17,8 @@ from medtl_train import metrics
 # Differences of float arithmetic in another order, relative to the largest logit.
 PARITY_TOLERANCE = 1e-4
 
-_WARM_UP = 10
-_ROUNDS = 60
-_MOST_ROUNDS = 600
+MAPS_TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "int8": 1e-4}
+"""Of the mean of an activation map from its logit, by precision; the head of int8 is in float."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +41,22 @@ class Outputs:
     """(N, K)."""
     embeddings: NDArray[np.float32]
     """(N, D)."""
+    map_gap: float
+    """max |mean(cam) - logit|."""
 
 
 def run_all(network: Runs, pixels: NDArray[np.uint16]) -> Outputs:
     """Run canonical images, N x C x H x W, one at a time as at the scanner."""
-    found = [network.run(as_batch([image])) for image in pixels]
+    logits, embeddings, gaps = [], [], []
+    for image in pixels:
+        found = network.run(as_batch([image]))
+        logits.append(found["logits"])
+        embeddings.append(found["embedding"])
+        gaps.append(np.abs(found["cam"].mean((2, 3), dtype=np.float64) - found["logits"]).max())
     return Outputs(
-        logits=np.concatenate([one["logits"] for one in found]),
-        embeddings=np.concatenate([one["embedding"] for one in found]),
+        logits=np.concatenate(logits),
+        embeddings=np.concatenate(embeddings),
+        map_gap=float(np.max(gaps)),
     )
 
 
@@ -103,66 +108,22 @@ def accuracy(one: metrics.Scored) -> dict[str, float | None]:
     return {name: value if np.isfinite(value) else None for name, value in found.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Latency:
-    """Times of two networks, run in turns in one process, one image at a time.
+def check_maps(outputs: Outputs, tolerance: float) -> float:
+    """Return how far the mean of an activation map is from its logit, at most.
 
-    Times are lower quartiles: what else the machine does can only add to them.
+    Raises
+    ------
+    ParityFailed
+        By more than ``tolerance``, relative to the largest logit if that is above 1: the maps would
+        not explain the logits.
     """
-
-    reference_ms: float
-    candidate_ms: float
-    speed_up: float
-    """Reference time / candidate time; above 1 is faster."""
-    low: float
-    high: float
-    """95 % bootstrap interval of the speed-up over the rounds."""
-    rounds: int
-
-
-def compare_latency(reference: Runs, candidate: Runs, pixels: NDArray[np.uint16]) -> Latency:
-    """Time two networks in turns, until it is clear which is faster or the rounds are used up.
-
-    ``pixels`` are canonical images, N x C x H x W, of which a few are run.
-    """
-    images = [as_batch([image]) for image in pixels[:8]]
-    pairs = np.empty((0, 2))
-    _time_rounds(reference, candidate, images, _WARM_UP)
-    while True:
-        timed = _time_rounds(reference, candidate, images, _ROUNDS)
-        pairs = np.concatenate([pairs, timed])
-        latency = _latency(pairs)
-        if latency.low > 1 or latency.high < 1 or len(pairs) >= _MOST_ROUNDS:
-            return latency
-
-
-def _time_rounds(
-    reference: Runs, candidate: Runs, images: Sequence[NDArray[np.float32]], rounds: int
-) -> NDArray[np.float64]:
-    """Return seconds of both networks, rounds x 2."""
-    turns = (images[i % len(images)] for i in range(rounds))
-    return np.array([[_seconds(reference, image), _seconds(candidate, image)] for image in turns])
-
-
-def _latency(pairs: NDArray[np.float64]) -> Latency:
-    drawn = np.random.default_rng(0).integers(len(pairs), size=(500, len(pairs)))
-    quartiles = np.quantile(pairs[drawn], 0.25, axis=1)
-    low, high = np.quantile(quartiles[:, 0] / quartiles[:, 1], [0.025, 0.975])
-    before, after = np.quantile(pairs, 0.25, axis=0)
-    return Latency(
-        reference_ms=1000 * float(before),
-        candidate_ms=1000 * float(after),
-        speed_up=float(before / after),
-        low=float(low),
-        high=float(high),
-        rounds=len(pairs),
-    )
-
-
-def _seconds(network: Runs, image: NDArray[np.float32]) -> float:
-    started = time.perf_counter()
-    network.run(image)
-    return time.perf_counter() - started
+    allowed = tolerance * max(1.0, float(np.abs(outputs.logits).max()))
+    if not outputs.map_gap <= allowed:
+        raise ParityFailed(
+            f"the mean of an activation map differs from its logit by {outputs.map_gap:.3g}; "
+            f"at most {allowed:.3g} is allowed. No file written"
+        )
+    return outputs.map_gap
 
 
 def machine() -> dict[str, Any]:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from medtl_export import compare, graph
+from medtl_export.choose import Chosen
+from medtl_export.targets import Target
 from medtl_runtime import __version__
 from medtl_runtime.decision import Aggregation, Decision
-from medtl_runtime.engines.onnxruntime import Session, import_onnxruntime
 from medtl_runtime.intended_use import IntendedUse
 from medtl_runtime.modelfile import Description, SelfTest
 from medtl_runtime.novelty import EmbeddingReference
@@ -24,7 +24,7 @@ OLDEST_ONNXRUNTIME = "1.23"
 _SEEDS = (1, 2, 3, 4)
 # Of the largest stored logit: float kernels differ in the last digits, int8 kernels by a step of
 # the activations' grid here and there; a saturating kernel is off by far more.
-_SELF_TEST_TOLERANCE = {"fp32": 1e-3, "int8": 5e-2}
+_SELF_TEST_TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "int8": 5e-2}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,12 +34,9 @@ class Contents:
     about: About
     summary: Mapping[str, Any]
     """The run's ``metrics.json``."""
-    model: onnx.ModelProto
-    session: Session
-    """That runs ``model``."""
+    chosen: Chosen
+    target: Target
     parity: compare.Parity
-    quantisation: dict[str, Any] | None
-    """The account of an int8 model."""
     decision: Decision
     embedding_reference: EmbeddingReference | None
     aggregation: Aggregation
@@ -49,7 +46,7 @@ class Contents:
 def describe(name: str, contents: Contents) -> Description:
     """Return the description of a model file."""
     about, summary = contents.about, contents.summary
-    precision = "fp32" if contents.quantisation is None else "int8"
+    chosen = contents.chosen
     return Description(
         name=name,
         version=summary["data"]["fingerprint"].removeprefix("sha256:")[:12],
@@ -60,24 +57,26 @@ def describe(name: str, contents: Contents) -> Description:
         aggregation=contents.aggregation,
         intended_use=contents.intended_use,
         embedding_reference=contents.embedding_reference,
-        self_test=_self_test(contents, precision),
-        precision=precision,
-        quantisation=contents.quantisation,
+        self_test=_self_test(contents),
+        target=contents.target.name,
+        precision=chosen.precision,
+        quantisation=chosen.account,
         provenance=_provenance(contents),
         requires={
-            "ir_version": contents.model.ir_version,
-            "opset": graph.opset(contents.model),
+            "ir_version": chosen.model.ir_version,
+            "opset": graph.opset(chosen.model),
             "onnxruntime": OLDEST_ONNXRUNTIME,
         },
     )
 
 
-def _self_test(contents: Contents, precision: str) -> SelfTest:
-    logits = synthetic_logits(contents.session, contents.about.recipe, _SEEDS)
+def _self_test(contents: Contents) -> SelfTest:
+    chosen = contents.chosen
+    logits = synthetic_logits(chosen.session, contents.about.recipe, _SEEDS)
     return SelfTest(
         seeds=_SEEDS,
         logits=tuple(tuple(float(x) for x in row) for row in logits),
-        tolerance=_SELF_TEST_TOLERANCE[precision] * max(1.0, float(np.abs(logits).max())),
+        tolerance=_SELF_TEST_TOLERANCE[chosen.precision] * max(1.0, float(np.abs(logits).max())),
     )
 
 
@@ -101,11 +100,11 @@ def _provenance(contents: Contents) -> dict[str, Any]:
         "parent_weights": Path(summary["transfer"]["source"]).name,
         "validation": summary["validation"],
         "test": summary["test"],
+        "distillation": summary.get("distillation"),
         "parity": asdict(contents.parity),
         "versions": {
+            **graph.versions(),
             **summary["training"]["versions"],
             "medtl": __version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": import_onnxruntime().__version__,
         },
     }

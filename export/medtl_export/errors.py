@@ -2,11 +2,12 @@
 
 ModelError
 ├── ParityFailed              the ONNX file does not compute what torch computes
-├── QuantisedWorse            int8 loses more than --max-drop on the validation set
-└── QuantisedSlower           int8 is not faster on this machine
+├── QuantisationIncomplete    not everything is in integers that was fine-tuned for it
+├── QuantisedWorse            nothing that was tried is accurate enough, and float is no way out
+└── GateUndefined             accuracy cannot be compared on the validation images
 """
 
-from medtl_runtime.errors import ModelError, UsageError
+from medtl_runtime.errors import ModelError
 
 
 class ParityFailed(ModelError, ArithmeticError):
@@ -15,20 +16,19 @@ class ParityFailed(ModelError, ArithmeticError):
     code = "parity-failed"
 
 
+class QuantisationIncomplete(ModelError, ArithmeticError):
+    """The quantised graph holds more or fewer integer operators than were fine-tuned for it."""
+
+    code = "quantisation-incomplete"
+
+
 class QuantisedWorse(ModelError):
-    """The quantised model loses too much accuracy."""
+    """What would be written loses too much accuracy, and there is nothing to fall back to."""
 
     code = "quantised-worse"
 
 
-class QuantisedSlower(ModelError):
-    """The quantised model is not faster than what it replaces."""
+class GateUndefined(ModelError, ValueError):
+    """The metric that decides cannot be computed on the validation images."""
 
-    code = "quantised-slower"
-
-
-class ImagesMissing(UsageError, FileNotFoundError):
-    """Images of the run's splits cannot be read any more."""
-
-    code = "images-missing"
-    __str__ = Exception.__str__
+    code = "gate-undefined"

@@ -4,11 +4,13 @@ import contextlib
 import io
 import logging
 import warnings
+from importlib.metadata import PackageNotFoundError, version
 
 import onnx
 import torch
 
 from medtl_models.network import Network, fold_input
+from medtl_runtime.engines import import_onnxruntime
 from medtl_runtime.modelfile import INPUT, METADATA_KEY, OUTPUTS, Description
 from medtl_runtime.recipe import Recipe
 
@@ -108,6 +110,25 @@ def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
     for node in model.graph.node:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     return dict(sorted(counts.items()))
+
+
+def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph in float16, with inputs and outputs in float32."""
+    import_onnxruntime()  # turns its telemetry off
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with silenced("onnxruntime"):
+        return without_traces(convert_float_to_float16(model, keep_io_types=True))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what makes and runs graphs."""
+    names = ("medtl", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino", "torch", "torchao")
+    found = {}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def opset(model: onnx.ModelProto) -> int:

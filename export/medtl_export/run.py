@@ -1,8 +1,8 @@
-"""One export from a run to a model file: trace, check, quantise, compare, describe, write."""
+"""One export from a run to a model file: trace, check, quantise, decide, describe, write."""
 
-import json
+import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +11,16 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from medtl_export import compare, cutoffs, graph
-from medtl_export import quantise as quantisation
-from medtl_export.compare import Outputs
+from medtl_export import compare, cutoffs, documents, graph
+from medtl_export.choose import Chosen, Question, choose
 from medtl_export.describe import Contents, describe
-from medtl_export.errors import ImagesMissing, QuantisedSlower, QuantisedWorse
+from medtl_export.gate import Gate
+from medtl_export.images import training_images
 from medtl_export.intended_use import intended_use
 from medtl_export.settings import Settings
+from medtl_export.targets import Target, find_target, not_measured, open_session
 from medtl_runtime.decision import Decision, OperatingPoint, probabilities
 from medtl_runtime.engines import load_engine
-from medtl_runtime.engines.onnxruntime import Session
 from medtl_runtime.errors import UsageError
 from medtl_runtime.files import refuse_existing, written_whole
 from medtl_runtime.intended_use import IntendedUse
@@ -28,16 +28,15 @@ from medtl_runtime.novelty import EmbeddingReference
 from medtl_runtime.onnxfile import read_model_file
 from medtl_train import checkpoint as checkpoints
 from medtl_train import metrics
-from medtl_train.checkpoint import About
-from medtl_train.dataset import ImageSet, image_set, read_again, spread
+from medtl_train.checkpoint import About, Checkpoint
+from medtl_train.config import DistilConfig
+from medtl_train.console import Reporter
+from medtl_train.dataset import Image, ImageSet, image_set
+from medtl_train.finished import read_images, read_summary
 from medtl_train.fit import predict_logits
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-_CALIBRATION_IMAGES = 256
-_REFERENCE_IMAGES = 2000
-_REFERENCE_BYTES = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +46,47 @@ class Exported:
     path: Path
     bytes: int
     parity: compare.Parity
-    quantised: dict[str, Any] | None
+    precision: str
+    account: dict[str, Any] | None
+    """Of the quantisation; None where none was asked for."""
     decision: Decision
     intended_use: IntendedUse
+    documents: tuple[Path, ...]
+    """The report, the card and the bill of materials."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Run:
+    """A finished run, read again."""
+
+    folder: Path
+    saved: Checkpoint
+    summary: dict[str, Any]
+    images: tuple[Image, ...]
+    """Of the validation split."""
+    val: ImageSet
+
+    @property
+    def about(self) -> About:
+        return self.saved.about
+
+    @property
+    def temperature(self) -> float:
+        return self.summary["temperature"]
+
+    @property
+    def point(self) -> OperatingPoint:
+        return OperatingPoint(**self.summary["operating_point"])
+
+    def scored(self, logits: NDArray[np.float32]) -> metrics.Scored:
+        """Return the validation images with what a network says of them, (N, K)."""
+        return metrics.Scored(
+            labels=self.val.labels,
+            probabilities=probabilities(logits, self.temperature),
+            patients=self.val.patients,
+            classes=self.about.classes,
+            point=self.point,
+        )
 
 
 def export(
@@ -59,8 +96,9 @@ def export(
     *,
     overwrite: bool = False,
     note: Callable[[str], None] = lambda _: None,
+    reporter: Reporter | None = None,
 ) -> Exported:
-    """Write the model file of a run.
+    """Write the model file of a run, and beside it a report, a model card and a bill of materials.
 
     Parameters
     ----------
@@ -70,72 +108,32 @@ def export(
         The file to write.
     note
         Is told what is being done.
+    reporter
+        Shows the training of a student; quiet by default.
 
     Raises
     ------
     CheckpointUnusable, UsageError, ExtraMissing
-        The run or the key cannot be read, or the images are too few for what is asked of them.
+        The run or the key cannot be read, the images are too few for what is asked of them, or an
+        engine is missing.
     ImagesMissing
         Its images cannot be read any more.
-    ParityFailed, QuantisedWorse, QuantisedSlower
+    GateUndefined
+        Accuracy cannot be compared, because the validation images lack a class.
+    ParityFailed, QuantisedWorse
         The file would not be what was validated; none is written.
     """
-    refuse_existing(path, overwrite=overwrite)
-    key = _key(settings.sign)
-    saved = checkpoints.load_run(run)
-    about, summary = saved.about, _summary(run)
-    contract = intended_use(summary["data"]["headers"], settings.intended_use)
-    note(f"{run}: {about.arch}, reading validation images")
-    val = _images(run, "val", about)
-    cutoffs.require_enough(
-        val.labels,
-        about.classes,
-        false_refusal_rate=settings.false_refusal_rate,
-        error_rate=settings.error_rate,
-    )
-
-    note("tracing")
-    network, temperature = saved.restore(), summary["temperature"]
-    reference = predict_logits(network, val.pixels, torch.device("cpu"))
-    scored = _scored(val, about, summary, reference)
-    candidate = _candidate(graph.to_onnx(network, about.recipe), val)
-    parity = compare.check_parity(reference, candidate.outputs.logits, scored, temperature)
-    note(
-        f"parity with torch on {parity.images} validation images: "
-        f"max |Δlogit| {parity.largest_difference:.2g}, {parity.flips} flips"
-    )
-
-    novelty = cutoffs.wants_novelty(len(val), settings.false_refusal_rate, note)
-    train = _training_images(run, about, settings, novelty=novelty)
-    account = None
-    if settings.quantise:
-        assert train is not None
-        note("calibrating, then comparing fp32 and int8")
-        candidate, account = _quantised(candidate, train, val, scored, temperature)
-        require_better(account, settings.max_drop)
-
-    decision, embeddings = _decide(summary, settings, val, candidate, train if novelty else None)
-    contents = Contents(
-        about=about,
-        summary=summary,
-        model=candidate.model,
-        session=candidate.session,
-        parity=parity,
-        quantisation=account,
-        decision=decision,
-        embedding_reference=embeddings,
-        aggregation=settings.aggregation,
-        intended_use=contract,
-    )
-    _write(path, graph.described(candidate.model, describe(path.stem, contents)), key)
-    return Exported(
-        path=path,
-        bytes=path.stat().st_size,
-        parity=parity,
-        quantised=account,
-        decision=decision,
-        intended_use=contract,
-    )
+    for output in (path, *documents.paths(path)):
+        refuse_existing(output, overwrite=overwrite)
+    key, target = _key(settings.sign), find_target(settings.target)
+    taught = _read(run, note)
+    if settings.distil is None:
+        return _export(taught, None, path, settings, target, key, note)
+    reference = _float_logits(taught)
+    reporter = reporter or Reporter(quiet=True)
+    student = _read(_distilled(run, settings.distil, note, reporter), note)
+    teacher = taught.scored(reference)
+    return _export(student, teacher, path, settings, target, key, note)
 
 
 def _key(path: Path | None) -> "Ed25519PrivateKey | None":
@@ -146,158 +144,193 @@ def _key(path: Path | None) -> "Ed25519PrivateKey | None":
     return read_private_key(path)
 
 
-def _summary(run: Path) -> dict[str, Any]:
-    try:
-        summary = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        if {"temperature", "operating_point"} - set(summary) or "headers" not in summary["data"]:
-            raise UsageError(f"{run} is a run of another version of medtl; train it again")
-    except FileNotFoundError as cause:
-        raise UsageError(f"{run} holds no metrics.json: its training is not finished") from cause
-    except (ValueError, TypeError, KeyError) as cause:
-        if isinstance(cause, UsageError):
-            raise
-        raise UsageError(f"{run / 'metrics.json'} is damaged") from cause
-    return summary
-
-
-def _images(run: Path, split: str, about: About, at_most: int | None = None) -> ImageSet:
-    """Read a split's images again, exactly as for training; or so many, spread over the classes."""
-    try:
-        images, missing = read_again(run / "splits.csv", split, about.recipe, at_most=at_most)
-    except (OSError, KeyError, ValueError) as cause:
-        raise UsageError(f"{run / 'splits.csv'} cannot be read") from cause
-    if missing:
-        raise ImagesMissing(
-            f"{len(missing)} {split} images of {run} are not what they were; "
-            f"the first: {missing[0].source}: {missing[0].reason}"
-        )
+def _read(run: Path, note: Callable[[str], None]) -> _Run:
+    saved, summary = checkpoints.load_run(run), read_summary(run)
+    note(f"{run}: {saved.about.arch}, reading validation images")
+    images = read_images(run, "val", saved.about)
     if not images:
-        raise UsageError(f"{run} has no {split} images in its splits.csv")
-    return image_set(images, about.classes)
+        raise UsageError(f"{run} has no val images in its splits.csv; accuracy cannot be shown")
+    val = image_set(images, saved.about.classes)
+    return _Run(folder=run, saved=saved, summary=summary, images=images, val=val)
 
 
-def _training_images(
-    run: Path, about: About, settings: Settings, *, novelty: bool
-) -> ImageSet | None:
-    """Read as many training images as calibration and the novelty check use; None for none."""
-    if not novelty:
-        return _images(run, "train", about, _CALIBRATION_IMAGES) if settings.quantise else None
-    size = 2 * about.recipe.channels * about.recipe.size[0] * about.recipe.size[1]
-    fitting = max(_CALIBRATION_IMAGES, _REFERENCE_BYTES // size)
-    return _images(run, "train", about, min(_REFERENCE_IMAGES, fitting))
+def _float_logits(source: _Run) -> NDArray[np.float32]:
+    """Return what torch says of the validation images."""
+    return predict_logits(source.saved.restore(), source.val.pixels, torch.device("cpu"))
 
 
-def _scored(
-    val: ImageSet, about: About, summary: dict[str, Any], logits: NDArray[np.float32]
-) -> metrics.Scored:
-    """Return the validation images with what a network says of them; ``logits`` are N x K."""
-    return metrics.Scored(
-        labels=val.labels,
-        probabilities=probabilities(logits, summary["temperature"]),
-        patients=val.patients,
-        classes=about.classes,
-        point=OperatingPoint(**summary["operating_point"]),
+def _distilled(run: Path, arch: str, note: Callable[[str], None], reporter: Reporter) -> Path:
+    """Return the run of a student, trained now if it has not been."""
+    from medtl_train.distil import distil, is_student
+
+    folder = run.with_name(f"{run.resolve().name}-{arch}")
+    if is_student(folder, run, arch):
+        note(f"{folder} is the student; it is taken as it is")
+    else:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        distil(run, folder, arch, DistilConfig(), device=device, reporter=reporter)
+    return folder
+
+
+def _export(
+    source: _Run,
+    teacher: metrics.Scored | None,
+    path: Path,
+    settings: Settings,
+    target: Target,
+    key: "Ed25519PrivateKey | None",
+    note: Callable[[str], None],
+) -> Exported:
+    about, val = source.about, source.val
+    contract = intended_use(source.summary["data"]["headers"], settings.intended_use)
+    cutoffs.require_enough(
+        val.labels,
+        about.classes,
+        false_refusal_rate=settings.false_refusal_rate,
+        error_rate=settings.error_rate,
+    )
+    reference = _float_logits(source)
+    gate = _gate(source, settings, teacher or source.scored(reference))
+    novelty = cutoffs.wants_novelty(len(val), settings.false_refusal_rate, note)
+    train = training_images(
+        source.folder,
+        about,
+        calibration=settings.quantise.calibration_images if settings.quantise else 0,
+        novelty=novelty,
+    )
+
+    note("tracing")
+    network = source.saved.restore()
+    floating = _floating(graph.to_onnx(network, about.recipe), val, target)
+    parity = compare.check_parity(
+        reference, floating.outputs.logits, source.scored(reference), source.temperature
+    )
+    compare.check_maps(floating.outputs, compare.MAPS_TOLERANCE["fp32"])
+    note(
+        f"parity with torch on {parity.images} validation images: "
+        f"max |Δlogit| {parity.largest_difference:.2g}, {parity.flips} flips"
+    )
+    chosen = floating
+    if settings.quantise is not None:
+        assert train is not None
+        assert gate is not None
+        question = Question(
+            run=source.folder,
+            about=about,
+            network=network,
+            floating=floating,
+            gate=gate,
+            train=train,
+            validation=val,
+            target=target,
+            settings=settings.quantise,
+            teacher=None if teacher is None else _teacher(source.summary),
+        )
+        chosen = choose(question, note)
+
+    decision, embeddings = _decide(source, settings, chosen, train if novelty else None)
+    contents = Contents(
+        about=about,
+        summary=source.summary,
+        chosen=chosen,
+        target=target,
+        parity=parity,
+        decision=decision,
+        embedding_reference=embeddings,
+        aggregation=settings.aggregation,
+        intended_use=contract,
+    )
+    described = describe(path.stem, contents)
+    data = _written(path, graph.described(chosen.model, described), target, key)
+    written = documents.write(
+        path,
+        described,
+        digest=f"sha256:{hashlib.sha256(data).hexdigest()}",
+        size_bytes=len(data),
+        float_bytes=floating.model.ByteSize(),
+        subgroups=documents.subgroup_rows(
+            source.images,
+            source.scored(chosen.outputs.logits),
+            patients_known=source.summary["data"]["patients_known"],
+        ),
+    )
+    return Exported(
+        path=path,
+        bytes=len(data),
+        parity=parity,
+        precision=chosen.precision,
+        account=chosen.account,
+        decision=decision,
+        intended_use=contract,
+        documents=written,
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Candidate:
-    """A graph that may go into the file, and what it says of the validation images."""
-
-    model: onnx.ModelProto
-    session: Session
-    outputs: Outputs
+def _teacher(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what the account says of a teacher."""
+    facts = summary["distillation"]["teacher"]
+    return {"teacher": {name: facts[name] for name in ("name", "arch")}}
 
 
-def _candidate(model: onnx.ModelProto, val: ImageSet) -> _Candidate:
-    session = Session(model.SerializeToString(), device="cpu")
-    return _Candidate(model=model, session=session, outputs=compare.run_all(session, val.pixels))
+def _gate(source: _Run, settings: Settings, reference: metrics.Scored) -> Gate | None:
+    if settings.quantise is None:
+        return None
+    gate = Gate(
+        reference=reference,
+        temperature=source.temperature,
+        point=source.point,
+        metric=settings.quantise.metric,
+        max_drop=settings.quantise.max_drop,
+    )
+    gate.check()
+    return gate
 
 
-def _quantised(
-    given: _Candidate, train: ImageSet, val: ImageSet, scored: metrics.Scored, temperature: float
-) -> tuple[_Candidate, dict[str, Any]]:
-    """Return the int8 graph and its account for the model file: fp32 against int8."""
-    pixels = train.pixels[spread(train.labels.tolist(), _CALIBRATION_IMAGES)]
-    made = _candidate(quantisation.quantise(given.model, pixels), val)
-    before = compare.with_logits(scored, given.outputs.logits, temperature)
-    after = compare.with_logits(scored, made.outputs.logits, temperature)
-    latency = compare.compare_latency(given.session, made.session, val.pixels)
-    account = {
-        "scheme": quantisation.SCHEME,
-        "calibration_images": len(pixels),
-        "kept_in_float": quantisation.kept_in_float(made.model),
-        "operators": graph.operator_counts(made.model),
-        "validation_images": len(val),
-        "accuracy": {"fp32": compare.accuracy(before), "int8": compare.accuracy(after)},
-        "flips": compare.flips(before, after),
-        "latency": asdict(latency),
-        "machine": {**compare.machine(), "engine": made.session.name},
-    }
-    return made, account
-
-
-def require_better(account: dict[str, Any], max_drop: float) -> None:
-    """Refuse a quantised model that is worse or slower than what it replaces."""
-    before, after = (account["accuracy"][name]["auroc"] for name in ("fp32", "int8"))
-    if before is None or after is None:
-        raise QuantisedWorse("fp32 and int8 cannot be compared: AUROC is not defined on this data")
-    drop = before - after
-    if drop > max_drop:
-        raise QuantisedWorse(
-            f"int8 loses {drop:.4f} AUROC on the validation set ({before:.4f} to {after:.4f}); "
-            f"--max-drop allows {max_drop:g}. No file written"
-        )
-    latency = account["latency"]
-    if latency["low"] <= 1:
-        raise QuantisedSlower(
-            f"int8 is not faster on this machine: {latency['reference_ms']:.2f} ms to "
-            f"{latency['candidate_ms']:.2f} ms, speed-up {latency['speed_up']:.2f} "
-            f"({latency['low']:.2f} to {latency['high']:.2f}). No file written; "
-            "export without --quantize"
-        )
+def _floating(model: onnx.ModelProto, val: ImageSet, target: Target) -> Chosen:
+    measured = not_measured(target) is None
+    session = open_session(target, model.SerializeToString(), threads=None, measured=measured)
+    outputs = compare.run_all(session, val.pixels)
+    return Chosen(model=model, session=session, outputs=outputs, precision="fp32")
 
 
 def _decide(
-    summary: dict[str, Any],
-    settings: Settings,
-    val: ImageSet,
-    chosen: _Candidate,
-    train: ImageSet | None,
+    source: _Run, settings: Settings, chosen: Chosen, train: ImageSet | None
 ) -> tuple[Decision, EmbeddingReference | None]:
     """Return how logits become findings, and what novelty is measured from.
 
     Parameters
     ----------
-    chosen
-        What goes into the file.
     train
         None for no novelty check.
     """
-    temperature, triage, novelty, reference = summary["temperature"], None, None, None
-    outputs = chosen.outputs
+    triage, novelty, reference = None, None, None
+    outputs, labels = chosen.outputs, source.val.labels
     if settings.error_rate is not None:
-        triage = cutoffs.fit_triage(outputs.logits, val.labels, temperature, settings.error_rate)
+        triage = cutoffs.fit_triage(outputs.logits, labels, source.temperature, settings.error_rate)
     if train is not None:
         rate = settings.false_refusal_rate or cutoffs.DEFAULT_RATE
         trained = compare.run_all(chosen.session, train.pixels)
         reference, novelty = cutoffs.fit_novelty(trained, train.labels, outputs, rate)
     decision = Decision(
-        temperature=temperature,
-        operating_point=OperatingPoint(**summary["operating_point"]),
+        temperature=source.temperature,
+        operating_point=source.point,
         triage=triage,
         novelty=novelty,
     )
     return decision, reference
 
 
-def _write(path: Path, model: onnx.ModelProto, key: "Ed25519PrivateKey | None") -> None:
+def _written(
+    path: Path, model: onnx.ModelProto, target: Target, key: "Ed25519PrivateKey | None"
+) -> bytes:
     """Write the file whole, after the runtime has loaded it and passed its self-test."""
-    data = model.SerializeToString()
+    data = model.SerializeToString(deterministic=True)
     if key is not None:
         from medtl_runtime.signature import sign
 
         data = sign(data, key)
+    device = target.device if not_measured(target) is None else "cpu"
     with written_whole(path) as part:
         part.write_bytes(data)
-        load_engine(read_model_file(part), device="cpu", self_test="always")
+        load_engine(read_model_file(part), device=device, self_test="always")
+    return data

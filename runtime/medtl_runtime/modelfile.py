@@ -22,7 +22,7 @@ from medtl_runtime.novelty import EmbeddingReference
 from medtl_runtime.recipe import Recipe
 
 METADATA_KEY = "medtl"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # What acts on a terminal instead of being shown: control characters, breaks of lines, marks that
 # turn the direction of what follows; and surrogates, which cannot be written at all.
@@ -58,6 +58,8 @@ class Description:
     intended_use: IntendedUse = field(default_factory=IntendedUse)
     embedding_reference: EmbeddingReference | None = None
     """What embeddings of the training data look like; None where novelty is not scored."""
+    target: str = "cpu"
+    """What the file was made for; ``auto`` prefers its engine."""
     precision: str = "fp32"
     quantisation: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any]
@@ -145,6 +147,7 @@ def _check(description: Description, path: Path | str) -> None:
     for name, kind in (
         ("name", str),
         ("version", str),
+        ("target", str),
         ("precision", str),
         ("quantisation", Mapping | None),
         ("provenance", Mapping),
@@ -152,7 +155,7 @@ def _check(description: Description, path: Path | str) -> None:
     ):
         if not isinstance(getattr(description, name), kind):
             raise ModelUnusable(path, f"its {name} is {getattr(description, name)}")
-    for name in ("name", "version", "precision"):
+    for name in ("name", "version", "target", "precision"):
         _refuse_control_characters(name, getattr(description, name), path)
     if description.task != "multiclass":
         raise ModelUnusable(path, f"task {description.task}; this version runs multiclass")

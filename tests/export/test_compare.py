@@ -1,4 +1,3 @@
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -8,17 +7,6 @@ from medtl_export import compare
 from medtl_export.errors import ParityFailed
 from medtl_runtime.decision import OperatingPoint
 from medtl_train.metrics import Scored
-
-
-class Sleeper:
-    """A network that takes a given time and answers zeros."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        time.sleep(self.seconds)
-        return {"logits": np.zeros((len(images), 2), np.float32)}
 
 
 @pytest.fixture
@@ -78,21 +66,24 @@ def test_images_are_run_one_by_one_and_come_back_in_their_order() -> None:
         def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
             assert len(images) == 1
             mean = images.mean((1, 2, 3))[:, None]
-            return {"logits": np.hstack([mean, -mean]), "embedding": 2 * mean}
+            logits = np.hstack([mean, -mean])
+            cam = logits[:, :, None, None] + np.array([[-1.0, 1.25]])  # its mean is 1/8 too high
+            return {"logits": logits, "embedding": 2 * mean, "cam": cam}
 
     pixels = np.stack([np.full((1, 4, 4), 13107 * k, np.uint16) for k in range(6)])
     found = compare.run_all(Mean(), pixels)
     np.testing.assert_allclose(found.logits[:, 0], np.arange(6) / 5, atol=1e-6)
     np.testing.assert_allclose(found.embeddings[:, 0], np.arange(6) / 2.5, atol=1e-6)
+    assert found.map_gap == pytest.approx(0.125)
 
 
-def test_the_speed_up_is_that_of_the_two_networks() -> None:
-    pixels = np.zeros((1, 1, 8, 8), np.uint16)
-    latency = compare.compare_latency(Sleeper(0.004), Sleeper(0.001), pixels)
-    assert latency.low <= latency.speed_up <= latency.high
-    assert latency.low > 1.5
-    slower = compare.compare_latency(Sleeper(0.001), Sleeper(0.004), pixels)
-    assert slower.high < 1
+def test_maps_that_do_not_explain_the_logits_are_refused() -> None:
+    outputs = compare.Outputs(logits=LOGITS, embeddings=LOGITS, map_gap=1.5e-4)
+    with pytest.raises(ParityFailed, match=r"activation map differs from its logit by 0\.00015"):
+        compare.check_maps(outputs, 1e-5)
+    assert compare.check_maps(outputs, 1e-4) == 1.5e-4  # relative to the largest logit, which is 2
+    with pytest.raises(ParityFailed):
+        compare.check_maps(replace(outputs, map_gap=float("nan")), 1e-4)
 
 
 def test_undefined_metrics_are_null_in_json(scored: Scored) -> None:

@@ -18,7 +18,9 @@ def outputs(count: int, seed: int, shift: float = 0.0) -> tuple[Outputs, np.ndar
     labels = np.arange(count) % 2
     embeddings = rng.normal(size=(count, 8)) + 3 * labels[:, None] + shift
     logits = rng.normal(size=(count, 2)) + 2 * np.eye(2)[labels]
-    made = Outputs(logits=logits.astype(np.float32), embeddings=embeddings.astype(np.float32))
+    made = Outputs(
+        logits=logits.astype(np.float32), embeddings=embeddings.astype(np.float32), map_gap=0.0
+    )
     return made, labels
 
 

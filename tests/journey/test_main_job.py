@@ -36,7 +36,7 @@ def journey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for line in (
         f"medtl-train data/lung --window lung --weights none {common}",
         f"medtl-train data/liver --from runs/lung --window liver --head-epochs 1 {common}",
-        "medtl-export runs/liver --quantize --max-drop 1 --quiet",
+        "medtl-export runs/liver --quantize --target arm --max-drop none --quiet",
     ):
         done = command(line, root)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"

@@ -411,7 +411,7 @@ def test_info_shows_what_the_model_says_of_itself(infer: Infer, tiny_model: Path
 
 def test_info_in_json_is_the_document_of_the_file(infer: Infer, tiny_model: Path) -> None:
     (document,) = lines(infer("--info", "--json", "--model", tiny_model).out)
-    assert document["schema_version"] == 2
+    assert document["schema_version"] == 3
     assert document["name"] == "tiny"
     assert len(document["self_test"]["logits"]) == 2
 
@@ -464,7 +464,7 @@ def test_a_model_that_cannot_be_used_is_one_line_and_exit_code_4(
     elif kind == "foreign":
         make_model(path, metadata={})
     elif kind == "undescribed":
-        make_model(path, metadata={"medtl": '{"schema_version": 2}'})
+        make_model(path, metadata={"medtl": '{"schema_version": 3}'})
     done = infer("grey.png", "--model", path)
     assert (done.code, done.out) == (4, "")
     (line,) = done.err.splitlines()

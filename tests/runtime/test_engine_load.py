@@ -71,33 +71,44 @@ def names(devices: Sequence[Device]) -> list[str]:
     ],
 )
 def test_auto_tries_what_is_there(machine: Here, expected: list[str]) -> None:
-    assert names(candidates(parse_device("auto"), machine)) == expected
+    assert names(candidates(parse_device("auto"), machine, "cpu")) == expected
 
 
 @pytest.mark.parametrize("text", ["cpu", "cuda", "tensorrt", "plugin:x.so", "openvino:GPU"])
 def test_a_named_device_is_the_only_one_that_is_tried(text: str) -> None:
-    assert names(candidates(parse_device(text), here(cuda=True, openvino=True))) == [text]
+    assert names(candidates(parse_device(text), here(cuda=True, openvino=True), "cpu")) == [text]
 
 
 def test_without_any_engine_the_command_to_install_one_is_told() -> None:
     for text in ("auto", "cpu", "cuda"):
         with pytest.raises(EngineMissing, match=r'pip install "medtl\[cpu\]"'):
-            candidates(parse_device(text), here(ort=False))
+            candidates(parse_device(text), here(ort=False), "cpu")
 
 
 def test_with_openvino_alone_the_other_devices_say_what_they_need() -> None:
     with pytest.raises(ExtraMissing, match=r'--device cpu needs .*onnxruntime.*medtl\[cpu\]"'):
-        candidates(parse_device("cpu"), here(ort=False, openvino=True))
+        candidates(parse_device("cpu"), here(ort=False, openvino=True), "cpu")
+
+
+def test_auto_prefers_openvino_for_a_model_that_was_made_for_it() -> None:
+    auto = parse_device("auto")
+    both = here(openvino=True, cuda=True)
+    assert names(candidates(auto, both, "openvino")) == ["openvino", "cpu"]
+    assert names(candidates(parse_device("cpu"), both, "openvino")) == ["cpu"]
+    assert names(candidates(auto, here(), "openvino")) == ["cpu"]
+    (note,) = overlooked(auto, here(), "openvino")
+    assert 'pip install "medtl[openvino]"' in note
+    assert overlooked(auto, both, "openvino") == ()
 
 
 def test_a_gpu_that_auto_cannot_take_is_noted() -> None:
     auto = parse_device("auto")
-    (note,) = overlooked(auto, here(driver=True))
+    (note,) = overlooked(auto, here(driver=True), "cpu")
     assert 'pip install "medtl[gpu]"' in note
-    assert overlooked(auto, here(driver=True, cuda=True)) == ()
-    assert overlooked(auto, here()) == ()
-    assert overlooked(parse_device("cpu"), here(driver=True)) == ()
-    assert overlooked(auto, here(ort=False, openvino=True, driver=True)) == ()
+    assert overlooked(auto, here(driver=True, cuda=True), "cpu") == ()
+    assert overlooked(auto, here(), "cpu") == ()
+    assert overlooked(parse_device("cpu"), here(driver=True), "cpu") == ()
+    assert overlooked(auto, here(ort=False, openvino=True, driver=True), "cpu") == ()
 
 
 def test_this_machine_s_engines_are_found() -> None:

@@ -82,7 +82,7 @@ def test_the_embedding_reference_comes_back_bit_for_bit() -> None:
 
 def test_the_document_says_its_schema_version_and_is_plain_json() -> None:
     data = json.loads(full().to_json())
-    assert data["schema_version"] == SCHEMA_VERSION == 2
+    assert data["schema_version"] == SCHEMA_VERSION == 3
     assert data["classes"] == ["healthy", "läsion"]
     assert data["recipe"]["window"] == {"kind": "fixed", "centre": 90, "width": 250}
     assert data["aggregation"] == {"rule": "top-k-mean", "k": 3}
@@ -104,9 +104,9 @@ def test_what_is_no_medtl_document_is_called_so(text: str) -> None:
         Description.from_json(text, "m.onnx")
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, "3", None])
 def test_another_schema_version_is_named_with_the_one_that_is_read(version: Any) -> None:
-    with pytest.raises(ModelUnusable, match=f"schema version {version}; this version .* reads 2"):
+    with pytest.raises(ModelUnusable, match=f"schema version {version}; this version .* reads 3"):
         Description.from_json(document(schema_version=version), "m.onnx")
 
 
@@ -115,7 +115,9 @@ def test_another_schema_version_is_named_with_the_one_that_is_read(version: Any)
 def test_a_field_of_another_type_is_refused_when_loading_and_not_when_inferring(
     field: str, value: Any
 ) -> None:
-    right = {"name": "odd", "version": "odd", "precision": "odd", "quantisation": None}
+    right = {"name": "odd", "version": "odd", "target": "odd", "precision": "odd"} | {
+        "quantisation": None
+    }
     if field in right and value == right[field]:
         assert getattr(Description.from_json(document(**{field: value}), "m.onnx"), field) == value
         return
@@ -163,7 +165,7 @@ def test_classes_are_two_or_more_different_names(classes: list, words: str) -> N
         Description.from_json(document(classes=classes), "m.onnx")
 
 
-@pytest.mark.parametrize("field", ["name", "version", "precision", "classes"])
+@pytest.mark.parametrize("field", ["name", "version", "target", "precision", "classes"])
 @pytest.mark.parametrize(
     "character", ["\x1b", "\n", "\x00", "\x7f", "\x9b", "\u2028", "\u202e", "\ud800"]
 )

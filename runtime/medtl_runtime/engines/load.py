@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from medtl_runtime import selftest
 from medtl_runtime.devices import Device, parse_device
+from medtl_runtime.engines.contract import describe_model
 from medtl_runtime.engines.processor import has_nvidia_driver
 from medtl_runtime.engines.protocol import Engine
 from medtl_runtime.errors import (
@@ -65,8 +66,9 @@ def load_engine(
     model
         A checked model file.
     device
-        See `devices.parse_device`. ``auto`` takes CUDA where it is really there, else the CPU
-        through ONNX Runtime, or through OpenVINO where that is the only engine. Where CUDA fails to
+        See `devices.parse_device`. ``auto`` takes OpenVINO for a model that was made for it, where
+        it is installed; else CUDA where it is really there; else the CPU through ONNX Runtime, or
+        through OpenVINO where that is the only engine. Where CUDA fails to
         load or to run the model, or fails the self-test, the CPU is taken and ``notes`` says why.
         Any other device is taken or refused: there is no fallback.
     threads
@@ -95,8 +97,9 @@ def load_engine(
         return Loaded(engine=engine, notes=notes, self_test=tested)
 
     here = this_machine()
-    loaded = first_that_works(candidates(asked, here), load)
-    return replace(loaded, notes=(*overlooked(asked, here), *loaded.notes))
+    target = describe_model(model).target
+    loaded = first_that_works(candidates(asked, here, target), load)
+    return replace(loaded, notes=(*overlooked(asked, here, target), *loaded.notes))
 
 
 def this_machine() -> Here:
@@ -109,10 +112,15 @@ def this_machine() -> Here:
     )
 
 
-def candidates(asked: Device, here: Here) -> tuple[Device, ...]:
+def candidates(asked: Device, here: Here, target: str) -> tuple[Device, ...]:
     """Return the devices to try, the first first; only ``auto`` has several.
 
     TensorRT is not among them, since it builds for minutes before it runs.
+
+    Parameters
+    ----------
+    target
+        What the model was made for.
 
     Raises
     ------
@@ -126,6 +134,8 @@ def candidates(asked: Device, here: Here) -> tuple[Device, ...]:
     if here.onnxruntime():
         if asked.kind != "auto":
             return (asked,)
+        if target == "openvino" and here.openvino():
+            return (_OPENVINO, _CPU)
         return (_CUDA, _CPU) if here.cuda() else (_CPU,)
     if not here.openvino():
         raise EngineMissing
@@ -134,10 +144,13 @@ def candidates(asked: Device, here: Here) -> tuple[Device, ...]:
     raise ExtraMissing("onnxruntime", extra="cpu", purpose=f"--device {asked}")
 
 
-def overlooked(asked: Device, here: Here) -> tuple[str, ...]:
-    """Return a note where ``auto`` cannot take a GPU that seems to be there."""
+def overlooked(asked: Device, here: Here, target: str) -> tuple[str, ...]:
+    """Return a note where ``auto`` cannot take the model's engine, or a GPU that seems there."""
     if asked.kind != "auto" or not here.onnxruntime():
         return ()
+    if target == "openvino":
+        missing = 'the model was made for OpenVINO (pip install "medtl[openvino]")'
+        return () if here.openvino() else (missing,)
     if here.nvidia_driver() and not here.cuda():
         return (
             "an NVIDIA driver is here, but ONNX Runtime finds no GPU or has no CUDA "

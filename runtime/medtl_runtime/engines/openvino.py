@@ -15,6 +15,7 @@ from medtl_runtime.errors import DeviceUnavailable, ExtraMissing, ModelUnusable,
 from medtl_runtime.modelfile import INPUT, OUTPUTS
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import ModuleType
 
     from medtl_runtime.onnxfile import ModelBytes
@@ -36,10 +37,8 @@ class OpenVinoEngine:
         ----------
         model
             A checked model file.
-        device
-            ``openvino`` for the CPU, or ``openvino:NAME`` with OpenVINO's name of a device.
-        threads
-            Threads on the CPU; OpenVINO's choice by default.
+        device, threads
+            See `OpenVinoSession`.
 
         Raises
         ------
@@ -52,27 +51,14 @@ class OpenVinoEngine:
         ExtraMissing
             OpenVINO is not installed.
         """
-        asked = device if isinstance(device, Device) else parse_device(device)
-        assert asked.kind == "openvino", asked
-        if threads is not None and not asked.is_cpu:
-            raise UsageError(f"--threads is for processors; --device is {asked}")
         self._path = model.path
         self.description = describe_model(model)
-        openvino = _import(asked)
-        version = openvino.get_version().split("-")[0]
-        require_version("openvino", version, self.description, model.path)
-        core = openvino.Core()
-        target = asked.detail or "CPU"
-        _require_device(core, asked, target)
-        try:
-            network = core.read_model(model=model.data, weights=b"")
-        except RuntimeError as cause:
-            raise ModelUnusable(model.path, "OpenVINO cannot read it") from cause
-        check_graph(self.description, *_shapes(network), model.path)
-        compiled = _compiled(core, network, target, threads, asked)
-        self.name = f"OpenVINO {version}, {_place(core, target)}"
-        self._request = compiled.create_infer_request()
-        self._one_at_a_time = threading.Lock()  # a request holds the tensors of one run
+        self._session = OpenVinoSession(
+            model.data, device=device, threads=threads, source=model.path
+        )
+        require_version("openvino", self._session.version, self.description, model.path)
+        check_graph(self.description, *self._session.shapes(), model.path)
+        self.name = self._session.name
 
     def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Return the three outputs; see `Engine.run`.
@@ -87,11 +73,75 @@ class OpenVinoEngine:
         if images.shape[1:] != expected:  # OpenVINO would compute something for them
             found = f"images of shape {images.shape}; expected (N, *{expected})"
             raise ModelUnusable(self._path, f"OpenVINO cannot run it for {found}")
+        return self._session.run(images)
+
+
+class OpenVinoSession:
+    """A graph compiled by OpenVINO with medtl's settings, with or without a description."""
+
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        device: Device | str = "openvino",
+        threads: int | None = None,
+        source: "Path | str" = "the graph",
+    ) -> None:
+        """Compile a graph.
+
+        Parameters
+        ----------
+        model
+            The bytes of an ONNX file.
+        device
+            ``openvino`` for the CPU, or ``openvino:NAME`` with OpenVINO's name of a device.
+        threads
+            Threads on the CPU; OpenVINO's choice by default.
+        source
+            What errors call the model.
+
+        Raises
+        ------
+        UsageError, ModelUnusable, DeviceUnavailable, ExtraMissing
+            See `OpenVinoEngine`.
+        """
+        asked = device if isinstance(device, Device) else parse_device(device)
+        assert asked.kind == "openvino", asked
+        if threads is not None and not asked.is_cpu:
+            raise UsageError(f"--threads is for processors; --device is {asked}")
+        self._source = source
+        openvino = _import(asked)
+        self.version: str = openvino.get_version().split("-")[0]
+        core = openvino.Core()
+        target = asked.detail or "CPU"
+        _require_device(core, asked, target)
+        try:
+            network = core.read_model(model=model, weights=b"")
+        except RuntimeError as cause:
+            raise ModelUnusable(source, "OpenVINO cannot read it") from cause
+        self._shapes = _shapes(network)
+        compiled = _compiled(core, network, target, threads, asked)
+        self.name = f"OpenVINO {self.version}, {_place(core, target)}"
+        self._request = compiled.create_infer_request()
+        self._one_at_a_time = threading.Lock()  # a request holds the tensors of one run
+
+    def shapes(self) -> tuple[dict[str, list], dict[str, list], str]:
+        """Return the shapes of inputs and outputs by name, and the input's element type."""
+        return self._shapes
+
+    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Return the three outputs; see `Engine.run`.
+
+        Raises
+        ------
+        ModelUnusable
+            The network cannot be computed for these images on this machine.
+        """
         try:
             with self._one_at_a_time:
                 values = self._request.infer({INPUT: images})
         except RuntimeError as cause:
-            raise ModelUnusable(self._path, "OpenVINO cannot run it") from cause
+            raise ModelUnusable(self._source, "OpenVINO cannot run it") from cause
         return {name: np.asarray(values[name]) for name in OUTPUTS}
 
 
