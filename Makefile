@@ -14,8 +14,9 @@ INSTALLED := $(VENV)/.installed-$(ENGINE)
 demo: setup
 	$(BIN)/python scripts/demo.py
 
+# A file's tests share what is slow to make, so a file stays in one process.
 test: setup
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -32,7 +33,7 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "medtl needs Python 3.11 or newer with venv (Debian: apt install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(ENGINE),codecs,sr,sign,openvino,train,export,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(ENGINE),codecs,sr,sign,openvino,train,export,qat,dev]"
 	@rm -f $(VENV)/.installed-* && touch $@
 
 clean:

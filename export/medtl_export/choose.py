@@ -15,10 +15,10 @@ from medtl_export.account import account
 from medtl_export.compare import Outputs
 from medtl_export.errors import QuantisedWorse
 from medtl_export.gate import Gate, Verdict
-from medtl_export.images import read_set
 from medtl_export.ledger import Ledger, ledger_for
 from medtl_export.search import Outcome, search
 from medtl_export.settings import Quantising
+from medtl_export.source import read_set
 from medtl_export.targets import Precision, Target, not_measured
 from medtl_export.workbench import Choice, Conditions, Workbench, facts_of
 from medtl_models.network import Network

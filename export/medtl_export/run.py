@@ -15,25 +15,22 @@ from medtl_export import compare, cutoffs, documents, graph
 from medtl_export.choose import Chosen, Question, choose
 from medtl_export.describe import Contents, describe
 from medtl_export.gate import Gate
-from medtl_export.images import training_images
 from medtl_export.intended_use import intended_use
 from medtl_export.settings import Settings
+from medtl_export.source import Source, read_source, training_images
 from medtl_export.targets import Target, find_target, not_measured, open_session
-from medtl_runtime.decision import Decision, OperatingPoint, probabilities
+from medtl_models.network import Network
+from medtl_runtime.decision import Decision
 from medtl_runtime.engines import load_engine
-from medtl_runtime.errors import UsageError
 from medtl_runtime.files import refuse_existing, written_whole
 from medtl_runtime.intended_use import IntendedUse
+from medtl_runtime.modelfile import Description
 from medtl_runtime.novelty import EmbeddingReference
 from medtl_runtime.onnxfile import read_model_file
-from medtl_train import checkpoint as checkpoints
 from medtl_train import metrics
-from medtl_train.checkpoint import About, Checkpoint
 from medtl_train.config import DistilConfig
 from medtl_train.console import Reporter
-from medtl_train.dataset import Image, ImageSet, image_set
-from medtl_train.finished import read_images, read_summary
-from medtl_train.fit import predict_logits
+from medtl_train.dataset import ImageSet
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -53,40 +50,6 @@ class Exported:
     intended_use: IntendedUse
     documents: tuple[Path, ...]
     """The report, the card and the bill of materials."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Run:
-    """A finished run, read again."""
-
-    folder: Path
-    saved: Checkpoint
-    summary: dict[str, Any]
-    images: tuple[Image, ...]
-    """Of the validation split."""
-    val: ImageSet
-
-    @property
-    def about(self) -> About:
-        return self.saved.about
-
-    @property
-    def temperature(self) -> float:
-        return self.summary["temperature"]
-
-    @property
-    def point(self) -> OperatingPoint:
-        return OperatingPoint(**self.summary["operating_point"])
-
-    def scored(self, logits: NDArray[np.float32]) -> metrics.Scored:
-        """Return the validation images with what a network says of them, (N, K)."""
-        return metrics.Scored(
-            labels=self.val.labels,
-            probabilities=probabilities(logits, self.temperature),
-            patients=self.val.patients,
-            classes=self.about.classes,
-            point=self.point,
-        )
 
 
 def export(
@@ -126,12 +89,12 @@ def export(
     for output in (path, *documents.paths(path)):
         refuse_existing(output, overwrite=overwrite)
     key, target = _key(settings.sign), find_target(settings.target)
-    taught = _read(run, note)
+    taught = read_source(run, note)
     if settings.distil is None:
         return _export(taught, None, path, settings, target, key, note)
-    reference = _float_logits(taught)
+    reference = taught.torch_logits()
     reporter = reporter or Reporter(quiet=True)
-    student = _read(_distilled(run, settings.distil, note, reporter), note)
+    student = read_source(_distilled(run, settings.distil, note, reporter), note)
     teacher = taught.scored(reference)
     return _export(student, teacher, path, settings, target, key, note)
 
@@ -142,21 +105,6 @@ def _key(path: Path | None) -> "Ed25519PrivateKey | None":
     from medtl_runtime.signature import read_private_key
 
     return read_private_key(path)
-
-
-def _read(run: Path, note: Callable[[str], None]) -> _Run:
-    saved, summary = checkpoints.load_run(run), read_summary(run)
-    note(f"{run}: {saved.about.arch}, reading validation images")
-    images = read_images(run, "val", saved.about)
-    if not images:
-        raise UsageError(f"{run} has no val images in its splits.csv; accuracy cannot be shown")
-    val = image_set(images, saved.about.classes)
-    return _Run(folder=run, saved=saved, summary=summary, images=images, val=val)
-
-
-def _float_logits(source: _Run) -> NDArray[np.float32]:
-    """Return what torch says of the validation images."""
-    return predict_logits(source.saved.restore(), source.val.pixels, torch.device("cpu"))
 
 
 def _distilled(run: Path, arch: str, note: Callable[[str], None], reporter: Reporter) -> Path:
@@ -172,8 +120,24 @@ def _distilled(run: Path, arch: str, note: Callable[[str], None], reporter: Repo
     return folder
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Asked:
+    """What is asked of an export, checked against what the run has to offer."""
+
+    settings: Settings
+    target: Target
+    intended_use: IntendedUse
+    reference: NDArray[np.float32]
+    """What torch says of the validation images."""
+    gate: Gate | None
+    """None where nothing is to be quantised."""
+    train: ImageSet | None
+    """To calibrate with, and to say what is novel; None for neither."""
+    novelty: bool
+
+
 def _export(
-    source: _Run,
+    source: Source,
     teacher: metrics.Scored | None,
     path: Path,
     settings: Settings,
@@ -181,56 +145,16 @@ def _export(
     key: "Ed25519PrivateKey | None",
     note: Callable[[str], None],
 ) -> Exported:
-    about, val = source.about, source.val
-    contract = intended_use(source.summary["data"]["headers"], settings.intended_use)
-    cutoffs.require_enough(
-        val.labels,
-        about.classes,
-        false_refusal_rate=settings.false_refusal_rate,
-        error_rate=settings.error_rate,
-    )
-    reference = _float_logits(source)
-    gate = _gate(source, settings, teacher or source.scored(reference))
-    novelty = cutoffs.wants_novelty(len(val), settings.false_refusal_rate, note)
-    train = training_images(
-        source.folder,
-        about,
-        calibration=settings.quantise.calibration_images if settings.quantise else 0,
-        novelty=novelty,
-    )
-
-    note("tracing")
+    asked = _asked(source, teacher, settings, target, note)
     network = source.saved.restore()
-    floating = _floating(graph.to_onnx(network, about.recipe), val, target)
-    parity = compare.check_parity(
-        reference, floating.outputs.logits, source.scored(reference), source.temperature
-    )
-    compare.check_maps(floating.outputs, compare.MAPS_TOLERANCE["fp32"])
-    note(
-        f"parity with torch on {parity.images} validation images: "
-        f"max |Δlogit| {parity.largest_difference:.2g}, {parity.flips} flips"
-    )
+    floating, parity = _traced(source, asked, network, note)
     chosen = floating
-    if settings.quantise is not None:
-        assert train is not None
-        assert gate is not None
-        question = Question(
-            run=source.folder,
-            about=about,
-            network=network,
-            floating=floating,
-            gate=gate,
-            train=train,
-            validation=val,
-            target=target,
-            settings=settings.quantise,
-            teacher=None if teacher is None else _teacher(source.summary),
-        )
-        chosen = choose(question, note)
-
-    decision, embeddings = _decide(source, settings, chosen, train if novelty else None)
+    if asked.gate is not None:
+        facts = None if teacher is None else _teacher(source.summary)
+        chosen = choose(_question(source, asked, network, floating, facts), note)
+    decision, embeddings = _decide(source, asked, chosen)
     contents = Contents(
-        about=about,
+        about=source.about,
         summary=source.summary,
         chosen=chosen,
         target=target,
@@ -238,22 +162,10 @@ def _export(
         decision=decision,
         embedding_reference=embeddings,
         aggregation=settings.aggregation,
-        intended_use=contract,
+        intended_use=asked.intended_use,
     )
     described = describe(path.stem, contents)
     data = _written(path, graph.described(chosen.model, described), target, key)
-    written = documents.write(
-        path,
-        described,
-        digest=f"sha256:{hashlib.sha256(data).hexdigest()}",
-        size_bytes=len(data),
-        float_bytes=floating.model.ByteSize(),
-        subgroups=documents.subgroup_rows(
-            source.images,
-            source.scored(chosen.outputs.logits),
-            patients_known=source.summary["data"]["patients_known"],
-        ),
-    )
     return Exported(
         path=path,
         bytes=len(data),
@@ -261,8 +173,106 @@ def _export(
         precision=chosen.precision,
         account=chosen.account,
         decision=decision,
+        intended_use=asked.intended_use,
+        documents=_documents(source, path, described, data, chosen, floating),
+    )
+
+
+def _asked(
+    source: Source,
+    teacher: metrics.Scored | None,
+    settings: Settings,
+    target: Target,
+    note: Callable[[str], None],
+) -> _Asked:
+    """Refuse what cannot be done before anything is traced; read what is needed to do it."""
+    about, val = source.about, source.val
+    cutoffs.require_enough(
+        val.labels,
+        about.classes,
+        false_refusal_rate=settings.false_refusal_rate,
+        error_rate=settings.error_rate,
+    )
+    contract = intended_use(source.summary["data"]["headers"], settings.intended_use)
+    reference = source.torch_logits()
+    gate = _gate(source, settings, teacher or source.scored(reference))
+    novelty = cutoffs.wants_novelty(len(val), settings.false_refusal_rate, note)
+    calibration = settings.quantise.calibration_images if settings.quantise else 0
+    return _Asked(
+        settings=settings,
+        target=target,
         intended_use=contract,
-        documents=written,
+        reference=reference,
+        gate=gate,
+        train=training_images(source.folder, about, calibration=calibration, novelty=novelty),
+        novelty=novelty,
+    )
+
+
+def _traced(
+    source: Source, asked: _Asked, network: Network, note: Callable[[str], None]
+) -> tuple[Chosen, compare.Parity]:
+    """Return the float network as ONNX, which computes what torch computes."""
+    note("tracing")
+    floating = _floating(graph.to_onnx(network, source.about.recipe), source.val, asked.target)
+    parity = compare.check_parity(
+        asked.reference,
+        floating.outputs.logits,
+        source.scored(asked.reference),
+        source.temperature,
+    )
+    compare.check_maps(floating.outputs, compare.MAPS_TOLERANCE["fp32"])
+    note(
+        f"parity with torch on {parity.images} validation images: "
+        f"max |Δlogit| {parity.largest_difference:.2g}, {parity.flips} flips"
+    )
+    return floating, parity
+
+
+def _question(
+    source: Source,
+    asked: _Asked,
+    network: Network,
+    floating: Chosen,
+    teacher: dict[str, Any] | None,
+) -> Question:
+    assert asked.gate is not None
+    assert asked.train is not None
+    assert asked.settings.quantise is not None
+    return Question(
+        run=source.folder,
+        about=source.about,
+        network=network,
+        floating=floating,
+        gate=asked.gate,
+        train=asked.train,
+        validation=source.val,
+        target=asked.target,
+        settings=asked.settings.quantise,
+        teacher=teacher,
+    )
+
+
+def _documents(
+    source: Source,
+    path: Path,
+    described: Description,
+    data: bytes,
+    chosen: Chosen,
+    floating: Chosen,
+) -> tuple[Path, ...]:
+    rows = documents.subgroup_rows(
+        source.images,
+        source.scored(chosen.outputs.logits),
+        patients_known=source.summary["data"]["patients_known"],
+    )
+    return documents.write(
+        path,
+        described,
+        digest=f"sha256:{hashlib.sha256(data).hexdigest()}",
+        size_bytes=len(data),
+        float_bytes=floating.model.ByteSize(),
+        subgroups=rows,
     )
 
 
@@ -272,7 +282,7 @@ def _teacher(summary: dict[str, Any]) -> dict[str, Any]:
     return {"teacher": {name: facts[name] for name in ("name", "arch")}}
 
 
-def _gate(source: _Run, settings: Settings, reference: metrics.Scored) -> Gate | None:
+def _gate(source: Source, settings: Settings, reference: metrics.Scored) -> Gate | None:
     if settings.quantise is None:
         return None
     gate = Gate(
@@ -294,20 +304,17 @@ def _floating(model: onnx.ModelProto, val: ImageSet, target: Target) -> Chosen:
 
 
 def _decide(
-    source: _Run, settings: Settings, chosen: Chosen, train: ImageSet | None
+    source: Source, asked: _Asked, chosen: Chosen
 ) -> tuple[Decision, EmbeddingReference | None]:
-    """Return how logits become findings, and what novelty is measured from.
-
-    Parameters
-    ----------
-    train
-        None for no novelty check.
-    """
+    """Return how logits become findings, and what novelty is measured from."""
     triage, novelty, reference = None, None, None
     outputs, labels = chosen.outputs, source.val.labels
+    settings, train = asked.settings, asked.train
     if settings.error_rate is not None:
-        triage = cutoffs.fit_triage(outputs.logits, labels, source.temperature, settings.error_rate)
-    if train is not None:
+        rate = settings.error_rate
+        triage = cutoffs.fit_triage(outputs.logits, labels, source.temperature, rate)
+    if asked.novelty:
+        assert train is not None
         rate = settings.false_refusal_rate or cutoffs.DEFAULT_RATE
         trained = compare.run_all(chosen.session, train.pixels)
         reference, novelty = cutoffs.fit_novelty(trained, train.labels, outputs, rate)

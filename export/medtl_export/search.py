@@ -15,10 +15,10 @@ from medtl_export.ranges import METHODS
 from medtl_export.workbench import Choice, Workbench
 
 _TRIAL_SECONDS = 2.5
-_GAIN = 1.01
-"""By how much a trial has to be faster than the best so far to take its place."""
-_FAST_ENOUGH = 2.0
+_FAST_ENOUGH = 1.4
 """Where all in integers is so many times faster, no stage is tried in float."""
+_WORTH_IT = 1.05
+"""The least speed-up for which a network is quantised: a few per cent come and go between runs."""
 _AFFORDABLE_SECONDS = 5.0
 
 
@@ -71,8 +71,9 @@ class _Search:
         latency = None
         if measured:
             latency = self._bench.settled(accepted.name, self._bench.graph(accepted))
-            self._record(accepted, "chosen" if latency.low > 1 else "not faster", latency=latency)
-            if latency.low <= 1:
+            faster = latency.low > 1 and latency.speed_up >= _WORTH_IT
+            self._record(accepted, "chosen" if faster else "not faster", latency=latency)
+            if not faster:
                 return self._float(f"int8 is not surely faster: {self._times(accepted)}")
         else:
             self._record(accepted, "chosen")
@@ -131,7 +132,7 @@ class _Search:
                 if trial == best or trial in self._rows:
                     continue
                 latency, gain = self._bench.raced(best, trial, seconds=_TRIAL_SECONDS)
-                faster = gain > _GAIN
+                faster = gain > 1
                 self._record(trial, "faster" if faster else "slower", latency)
                 best = trial if faster else best
         return best

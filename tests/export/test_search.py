@@ -32,6 +32,8 @@ class FakeBench:
     target: str = "cpu"
     final: float | None = None
     """The speed-up of the last comparison; None for the same as before."""
+    width: float = 0.05
+    """How far the interval of a speed-up reaches, as its part."""
     validation: tuple[int, ...] = tuple(range(10))
     timed: list[Choice] = field(default_factory=list)
 
@@ -46,10 +48,10 @@ class FakeBench:
 
     def raced(self, best: Choice, trial: Choice, **_: float) -> tuple[Latency, float]:
         self.timed.append(trial)
-        return latency(self.speed_up(trial)), self.speed_up(trial) / self.speed_up(best)
+        return latency(self.speed_up(trial), self.width), self.speed_up(trial) / self.speed_up(best)
 
     def settled(self, _: str, model: Any) -> Latency:
-        return latency(self.final or self.speed_up(model))
+        return latency(self.final or self.speed_up(model), self.width)
 
     def graph(self, choice: Choice) -> Choice:
         return choice
@@ -60,13 +62,13 @@ class FakeBench:
         return Verdict(difference=difference, flips=0, accuracy={}, accepted=drop < 0.005)
 
 
-def latency(speed_up: float) -> Latency:
+def latency(speed_up: float, width: float) -> Latency:
     return Latency(
         reference_ms=10.0,
         candidate_ms=10.0 / speed_up,
         speed_up=speed_up,
-        low=0.95 * speed_up,
-        high=1.05 * speed_up,
+        low=(1 - width) * speed_up,
+        high=(1 + width) * speed_up,
         rounds=60,
     )
 
@@ -91,7 +93,7 @@ def test_what_makes_it_faster_is_kept_and_what_makes_it_slower_is_not() -> None:
 
 
 def test_stages_are_tried_in_float_only_where_integers_are_not_fast_enough() -> None:
-    quick, slow = FakeBench(speed_up=lambda _: 2.5), FakeBench(speed_up=lambda _: 1.5)
+    quick, slow = FakeBench(speed_up=lambda _: 1.5), FakeBench(speed_up=lambda _: 1.3)
     found(quick)
     found(slow)
     assert not any("stage 1" in choice.in_float for choice in quick.timed)
@@ -99,7 +101,7 @@ def test_stages_are_tried_in_float_only_where_integers_are_not_fast_enough() -> 
 
 
 def test_a_stage_whose_integers_cost_time_goes_back_to_float() -> None:
-    outcome = found(FakeBench(speed_up=lambda c: 1.4 if "stage 2" in c.in_float else 1.1))
+    outcome = found(FakeBench(speed_up=lambda c: 1.3 if "stage 2" in c.in_float else 1.1))
     assert outcome.choice is not None
     assert outcome.choice.in_float == {"stage 2"}
 
@@ -129,6 +131,11 @@ def test_a_last_comparison_that_does_not_confirm_the_speed_ends_in_float() -> No
     outcome = found(FakeBench(final=1.02))  # its interval reaches below 1
     assert outcome.choice is None
     assert "not surely faster" in outcome.reason
+
+
+def test_a_few_per_cent_are_not_worth_it_however_sure_they_are() -> None:
+    assert found(FakeBench(final=1.04, width=0.01)).choice is None
+    assert found(FakeBench(final=1.07)).choice is not None
 
 
 def test_biases_are_corrected_before_anything_goes_back_to_float() -> None:
