@@ -45,7 +45,7 @@ def _export(arch: str, size: int, precision: str, path: Path) -> None:
 
     torch.manual_seed(0)
     recipe = Recipe(size=(size, size), channels=1, window=FixedWindow(centre=40, width=400))
-    network = Network(arch, classes=2, channels=1, head="linear", dropout=0.0).eval()
+    network = Network(arch, logits=2, channels=1, head="linear", dropout=0.0).eval()
     model = graph.to_onnx(network, recipe)
     if precision == "int8":
         model = _in_integers(model, np.stack([synthetic_image(seed, recipe) for seed in range(16)]))

@@ -178,7 +178,7 @@ def write_images(run: Path, split: str, path: Path, at_most: int | None) -> None
     about = load_run(run).about
     images, missing = read_again(run / "splits.csv", split, about.recipe, at_most=at_most)
     assert not missing, missing
-    found = image_set(images, about.classes)
+    found = image_set(images, about.heads)
     np.savez(path, images=as_batch(found.pixels), labels=found.labels)
 
 

@@ -28,7 +28,8 @@ from medtl_runtime.errors import ExtraMissing, UsageError
 from medtl_runtime.recipe import as_batch
 from medtl_train.dataset import ImageSet, spread
 from medtl_train.errors import Diverged
-from medtl_train.fit import predict_logits, steps_an_epoch
+from medtl_train.feed import batches_an_epoch
+from medtl_train.fit import predict_logits
 from medtl_train.objective import learning_rate
 
 __all__ = ["QatSettings", "Sites", "expect_nodes", "finetune", "is_available", "quantised_sites"]
@@ -218,7 +219,7 @@ class _Finetuning:
 
     def _train_epoch(self, epoch: int, optimizer: torch.optim.Optimizer) -> None:
         order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.train))
-        count = steps_an_epoch(len(self.train), self.settings.batch_size)
+        count = batches_an_epoch(len(self.train), self.settings.batch_size)
         last = epoch == self.settings.epochs - 1
         self.student.set_observing(not last)
         for index, batch in enumerate(np.array_split(order, count)):

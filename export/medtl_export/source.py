@@ -81,13 +81,13 @@ def read_source(run: Path, note: Callable[[str], None]) -> Source:
     images = read_images(run, "val", saved.about)
     if not images:
         raise UsageError(f"{run} has no val images in its splits.csv; accuracy cannot be shown")
-    val = image_set(images, saved.about.classes)
+    val = image_set(images, saved.about.heads)
     return Source(folder=run, saved=saved, summary=summary, images=images, val=val)
 
 
 def read_set(run: Path, split: str, about: About, at_most: int | None = None) -> ImageSet:
     """Return the images of a split as arrays; see `medtl_train.finished.read_images`."""
-    return image_set(read_images(run, split, about, at_most=at_most), about.classes)
+    return image_set(read_images(run, split, about, at_most=at_most), about.heads)
 
 
 def training_images(run: Path, about: About, *, calibration: int, novelty: bool) -> ImageSet | None:

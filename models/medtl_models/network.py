@@ -54,9 +54,9 @@ class CanonicalInput(nn.Module):
 class LinearHead(nn.Module):
     """Global average pooling and a linear layer, in the order that yields the CAM (Zhou 2016)."""
 
-    def __init__(self, width: int, classes: int, dropout: float) -> None:
+    def __init__(self, width: int, logits: int, dropout: float) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, classes)
+        self.linear = nn.Linear(width, logits)
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, features_nchw: Tensor) -> Outputs:
@@ -74,10 +74,10 @@ class MlpHead(nn.Module):
     linear, V = (W2 g) W1, and V applied at every position of the map averages to the logits.
     """
 
-    def __init__(self, width: int, classes: int, dropout: float) -> None:
+    def __init__(self, width: int, logits: int, dropout: float) -> None:
         super().__init__()
         self.hidden = nn.Linear(width, HIDDEN)
-        self.linear = nn.Linear(HIDDEN, classes)
+        self.linear = nn.Linear(HIDDEN, logits)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features_nchw: Tensor) -> Outputs:
@@ -97,7 +97,7 @@ class Network(nn.Module):
     """A backbone and a head for canonical images, N x C x H x W in [0, 1]."""
 
     def __init__(
-        self, arch: str, *, classes: int, channels: int, head: HeadKind, dropout: float
+        self, arch: str, *, logits: int, channels: int, head: HeadKind, dropout: float
     ) -> None:
         super().__init__()
         self.arch, self.channels = arch, channels
@@ -106,7 +106,7 @@ class Network(nn.Module):
         self.canonical_input: nn.Module = CanonicalInput(cast(tuple[int, int], stem.padding))
         stem.padding = (0, 0)
         width = ARCHITECTURES[arch].width
-        self.head = (LinearHead if head == "linear" else MlpHead)(width, classes, dropout)
+        self.head = (LinearHead if head == "linear" else MlpHead)(width, logits, dropout)
 
     @property
     def stem(self) -> nn.Conv2d:

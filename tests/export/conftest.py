@@ -123,7 +123,7 @@ def squeezenet() -> onnx.ModelProto:
 
 def _untrained(arch: str, head: str = "linear") -> onnx.ModelProto:
     torch.manual_seed(0)
-    network = Network(arch, classes=2, channels=1, head=head, dropout=0).eval()  # pyright: ignore[reportArgumentType]
+    network = Network(arch, logits=2, channels=1, head=head, dropout=0).eval()  # pyright: ignore[reportArgumentType]
     for name, tensor in network.state_dict().items():
         if name.endswith(("bias", "running_mean")):  # of 0 they would vanish from the graph
             tensor.normal_(0, 0.05)

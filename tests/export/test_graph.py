@@ -17,7 +17,7 @@ def recipe_of(channels: int, size: int = 64) -> Recipe:
 
 def random_network(arch: str, *, channels: int = 1, head: str = "linear") -> Network:
     torch.manual_seed(0)
-    return Network(arch, classes=3, channels=channels, head=head, dropout=0.5).eval()
+    return Network(arch, logits=3, channels=channels, head=head, dropout=0.5).eval()
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def one_thread() -> Iterator[None]:
 def network(arch: str, *, channels: int = 1, head: str = "linear") -> Network:
     """Return a network whose BatchNorms do something, as after training."""
     torch.manual_seed(0)
-    made = Network(arch, classes=3, channels=channels, head=head, dropout=0.2)
+    made = Network(arch, logits=3, channels=channels, head=head, dropout=0.2)
     for norm in made.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             assert norm.running_mean is not None
@@ -69,7 +69,12 @@ def train() -> ImageSet:
     for image, label in zip(pixels, labels, strict=True):
         image[0, 10 * label : 10 * label + 10, 10 * label : 10 * label + 10] += 40000
     names = tuple(f"{i}.png" for i in range(24))
-    return ImageSet(pixels=pixels, labels=labels, patients=np.array(names), sources=names)
+    return ImageSet(
+        pixels=pixels,
+        targets=labels[:, None].astype(float),
+        patients=np.array(names),
+        sources=names,
+    )
 
 
 def tuned(given: Network, train: ImageSet, notes: list[str], **settings) -> Network:

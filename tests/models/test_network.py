@@ -25,7 +25,7 @@ CLASSES = 3
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def network(request: pytest.FixtureRequest, lively: Callable) -> Network:
     torch.manual_seed(0)
-    made = Network(request.param, classes=CLASSES, channels=1, head="linear", dropout=0.3)
+    made = Network(request.param, logits=CLASSES, channels=1, head="linear", dropout=0.3)
     return lively(made)
 
 
@@ -35,7 +35,7 @@ def with_head(request: pytest.FixtureRequest, network: Network, lively: Callable
     if request.param == "linear":
         return network
     torch.manual_seed(1)
-    return lively(Network(network.arch, classes=CLASSES, channels=1, head="mlp", dropout=0.3))
+    return lively(Network(network.arch, logits=CLASSES, channels=1, head="mlp", dropout=0.3))
 
 
 def for_channels(network: Network, channels: int) -> Network:

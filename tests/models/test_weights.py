@@ -43,7 +43,7 @@ NO_BORDER = ("squeezenet1_1", "convnext_tiny")
 
 
 def make(arch: str = "squeezenet1_1", **changes) -> Network:
-    arguments = {"classes": 2, "channels": 3, "head": "linear", "dropout": 0.0, **changes}
+    arguments = {"logits": 2, "channels": 3, "head": "linear", "dropout": 0.0, **changes}
     return Network(arch, **arguments).eval()
 
 
@@ -300,7 +300,7 @@ def test_a_damaged_file_in_the_cache_is_named(hub: Path) -> None:
 
 
 def test_another_network_of_the_same_classes_brings_its_head() -> None:
-    source, network = make(classes=3), make(classes=3)
+    source, network = make(logits=3), make(logits=3)
     state = source.state_dict()
     loaded = load_network(network, state, source="runs/one", same_classes=True)
     assert loaded.skipped == ()
@@ -312,14 +312,14 @@ def test_another_network_of_the_same_classes_brings_its_head() -> None:
     ("source", "target", "same_classes", "reasons"),
     [
         (
-            {"classes": 2},
-            {"classes": 2},
+            {"logits": 2},
+            {"logits": 2},
             False,
             ["weight (2, 512): trained for other classes", "bias (2,): trained for other classes"],
         ),
         (
-            {"classes": 3},
-            {"classes": 2},
+            {"logits": 3},
+            {"logits": 2},
             False,
             ["weight (3, 512): (2, 512) is expected", "bias (3,): (2,) is expected"],
         ),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from medtl_runtime.errors import OutputNotWritten, UsageError
+from medtl_runtime.heads import Head
 from medtl_runtime.recipe import FixedWindow, HeaderVoi, Recipe
 from medtl_train.checkpoint import FORMAT, VERSION, About, Checkpoint, load, load_run, save
 from medtl_train.errors import CheckpointUnusable
@@ -18,7 +19,7 @@ ABOUT = About(
     arch="squeezenet1_1",
     head="mlp",
     dropout=0.25,
-    classes=("healthy", "lésion"),
+    heads=(Head(name="label", classes=("healthy", "lésion")),),
     recipe=Recipe(size=(64, 96), channels=3, window=FixedWindow(centre=-600, width=1500)),
     fingerprint="sha256:00",
 )
@@ -210,7 +211,7 @@ def test_tensors_of_another_network_are_refused(tmp_path: Path) -> None:
         arch="squeezenet1_1",
         head="linear",
         dropout=0.0,
-        classes=("a", "b"),
+        heads=(Head(name="label", classes=("a", "b")),),
         recipe=Recipe(size=(32, 32), channels=1, window=HeaderVoi()),
         fingerprint="sha256:0",
     )

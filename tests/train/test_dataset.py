@@ -407,7 +407,7 @@ def test_a_split_is_read_again_pixel_by_pixel(lung: Path, tmp_path: Path) -> Non
     for name in SPLITS:
         found, missing = read_again(tmp_path / "splits.csv", name, GREY)
         assert missing == []
-        again, first = image_set(found, dataset.classes), dataset.split(name)
+        again, first = image_set(found, dataset.heads), dataset.split(name)
         np.testing.assert_array_equal(again.pixels, first.pixels)
         np.testing.assert_array_equal(again.labels, first.labels)
         np.testing.assert_array_equal(again.patients, first.patients)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from medtl_models.network import Network, Outputs
 from medtl_models.weights import imagenet_file
 from medtl_runtime.errors import OutputExists, UsageError
+from medtl_runtime.heads import Head
 from medtl_runtime.modelfile import file_digest
 from medtl_runtime.recipe import HeaderVoi, Recipe
 from medtl_train import checkpoint as checkpoints
@@ -132,7 +133,7 @@ def image_set(per_class: int, seed: int) -> ImageSet:
         image[0, 12:20, column : column + 8] += 40000
     return ImageSet(
         pixels=pixels.astype(np.uint16),
-        labels=labels.astype(np.int64),
+        targets=labels[:, None].astype(float),
         patients=np.array([f"p{i}" for i in range(len(labels))]),
         sources=tuple(f"{i}.png" for i in range(len(labels))),
     )
@@ -144,7 +145,7 @@ def make(folder: Path, teacher: Teacher | None, *, flipped: bool = False, **chan
         arch="squeezenet1_1",
         head="linear",
         dropout=0.2,
-        classes=("left", "right"),
+        heads=(Head(name="side", classes=("left", "right")),),
         recipe=Recipe(size=(SIDE, SIDE), channels=1, window=HeaderVoi()),
         fingerprint="sha256:0",
     )
@@ -154,7 +155,7 @@ def make(folder: Path, teacher: Teacher | None, *, flipped: bool = False, **chan
     return Fit(
         network=about.build(),
         about=about,
-        train=replace(images, labels=1 - images.labels) if flipped else images,
+        train=replace(images, targets=1 - images.targets) if flipped else images,
         val=image_set(4, 1),
         positive="right",
         config=FitConfig(**given),
@@ -210,7 +211,7 @@ def test_a_teacher_that_has_no_say_changes_no_bit(tmp_path: Path) -> None:
 
 def test_the_teacher_stays_as_it_is(tmp_path: Path) -> None:
     torch.manual_seed(5)
-    network = Network("mobilenet_v3_small", classes=2, channels=1, head="linear", dropout=0.5)
+    network = Network("mobilenet_v3_small", logits=2, channels=1, head="linear", dropout=0.5)
     before = {name: tensor.clone() for name, tensor in network.eval().state_dict().items()}
     modes = []
     network.register_forward_hook(

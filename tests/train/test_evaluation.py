@@ -52,7 +52,7 @@ def images_of(run: Path, split: str) -> ImageSet:
     about = checkpoints.load_run(run).about
     found, missing = read_again(run / "splits.csv", split, about.recipe)
     assert not missing
-    return image_set(found, about.classes)
+    return image_set(found, about.heads)
 
 
 @pytest.mark.parametrize("which", ["finished", "evaluated"])

@@ -13,13 +13,15 @@ import torch
 
 from medtl_models.network import Network
 from medtl_runtime.errors import OutputNotWritten
+from medtl_runtime.heads import Head
 from medtl_runtime.recipe import HeaderVoi, Recipe
 from medtl_train import checkpoint as checkpoints
 from medtl_train.checkpoint import About
 from medtl_train.config import AugmentConfig, FitConfig
 from medtl_train.dataset import ImageSet
 from medtl_train.errors import Diverged
-from medtl_train.fit import Fit, Progress, predict_logits, steps_an_epoch
+from medtl_train.feed import batches_an_epoch
+from medtl_train.fit import Fit, Progress, predict_logits
 
 CPU = torch.device("cpu")
 SIDE = 32
@@ -35,7 +37,7 @@ def image_set(per_class: int, seed: int, *, flipped: bool = False) -> ImageSet:
         image[0, 12:20, column : column + 8] += 40000
     return ImageSet(
         pixels=pixels.astype(np.uint16),
-        labels=(1 - labels if flipped else labels).astype(np.int64),
+        targets=(1.0 - labels if flipped else 1.0 * labels)[:, None],
         patients=np.array([f"p{i}" for i in range(len(labels))]),
         sources=tuple(f"{i}.png" for i in range(len(labels))),
     )
@@ -56,7 +58,7 @@ def make(
         arch=arch,
         head="linear",
         dropout=0.2,
-        classes=("left", "right"),
+        heads=(Head(name="side", classes=("left", "right")),),
         recipe=Recipe(size=(SIDE, SIDE), channels=1, window=HeaderVoi()),
         fingerprint="sha256:0",
     )
@@ -116,7 +118,7 @@ def test_every_epoch_has_a_row_with_its_phase_rate_losses_and_metrics(tmp_path: 
 def test_steps_are_reported_one_by_one(tmp_path: Path) -> None:
     steps = []
     make(tmp_path, epochs=2).run(nothing, lambda: steps.append(1))
-    assert len(steps) == 2 * steps_an_epoch(12, 4)
+    assert len(steps) == 2 * batches_an_epoch(12, 4)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_steps_are_reported_one_by_one(tmp_path: Path) -> None:
     [(12, 4, 3), (13, 4, 3), (15, 4, 4), (3, 2, 1), (7, 2, 3), (2, 2, 1), (2, 64, 1), (11, 2, 5)],
 )
 def test_no_batch_is_of_a_single_image(count: int, batch_size: int, expected: int) -> None:
-    steps = steps_an_epoch(count, batch_size)
+    steps = batches_an_epoch(count, batch_size)
     assert steps == expected
     assert min(map(len, np.array_split(np.arange(count), steps))) >= 2
 
@@ -133,7 +135,7 @@ def test_an_odd_number_of_images_in_pairs_trains(tmp_path: Path) -> None:
     whole = image_set(4, 0)
     seven = ImageSet(
         pixels=whole.pixels[:7],
-        labels=whole.labels[:7],
+        targets=whole.targets[:7],
         patients=whole.patients[:7],
         sources=whole.sources[:7],
     )
@@ -258,7 +260,7 @@ def test_balanced_classes_change_the_fit_of_unbalanced_data(tmp_path: Path) -> N
     keep = np.flatnonzero((whole.labels == 0) | (np.arange(12) < 4))
     few = ImageSet(
         pixels=whole.pixels[keep],
-        labels=whole.labels[keep],
+        targets=whole.targets[keep],
         patients=whole.patients[keep],
         sources=tuple(whole.sources[i] for i in keep),
     )

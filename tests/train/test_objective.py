@@ -28,7 +28,7 @@ ALL = Phase(name="all", epochs=1, peak_lr=1e-3)
 @pytest.fixture
 def network() -> Network:
     torch.manual_seed(0)
-    return Network("mobilenet_v3_small", classes=2, channels=1, head="mlp", dropout=0.0)
+    return Network("mobilenet_v3_small", logits=2, channels=1, head="mlp", dropout=0.0)
 
 
 @pytest.mark.parametrize(

@@ -391,7 +391,7 @@ def test_a_checkpoint_of_another_version_does_not_resume(
     run = Path(shutil.copytree(finished, tmp_path / "lung"))
     document = torch.load(run / "last.pt", weights_only=True)
     torch.save({**document, "version": 99}, run / "last.pt")
-    with pytest.raises(CheckpointUnusable, match="version 99; this medtl reads version 2"):
+    with pytest.raises(CheckpointUnusable, match="version 99; this medtl reads version 3"):
         train(lung, run, tiny(epochs=2), device=CPU, resume=True)
     shutil.copy(run / "best.pt", run / "last.pt")
     with pytest.raises(RunUnfit, match="no state of training"):

@@ -11,11 +11,12 @@ from torch import Tensor
 from medtl_models.network import HeadKind, Network
 from medtl_runtime.errors import UsageError
 from medtl_runtime.files import written_whole
+from medtl_runtime.heads import Head, width
 from medtl_runtime.recipe import Recipe
 from medtl_train.errors import CheckpointUnusable
 
 FORMAT = "medtl-checkpoint"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +26,15 @@ class About:
     arch: str
     head: HeadKind
     dropout: float
-    classes: tuple[str, ...]
+    heads: tuple[Head, ...]
     recipe: Recipe
     fingerprint: str
     """Of the data; see `Dataset.fingerprint`."""
 
     def to_json(self) -> str:
         """Return it as a JSON document."""
-        document = {**vars(self), "recipe": self.recipe.to_json()}
+        heads = [head.to_json() for head in self.heads]
+        document = {**vars(self), "heads": heads, "recipe": self.recipe.to_json()}
         return json.dumps(document, sort_keys=True, ensure_ascii=False)
 
     @staticmethod
@@ -40,14 +42,20 @@ class About:
         """Read what `to_json` wrote; raises KeyError, TypeError, ValueError on anything else."""
         document = json.loads(text)
         recipe = Recipe.from_json(document.pop("recipe"))
-        classes = tuple(document.pop("classes"))
-        return About(recipe=recipe, classes=classes, **document)
+        heads = tuple(Head.from_json(head) for head in document.pop("heads"))
+        return About(recipe=recipe, heads=heads, **document)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Of the only head."""
+        (head,) = self.heads
+        return head.classes
 
     def build(self) -> Network:
         """Return the network with random weights."""
         return Network(
             self.arch,
-            classes=len(self.classes),
+            logits=width(self.heads),
             channels=self.recipe.channels,
             head=self.head,
             dropout=self.dropout,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from medtl_runtime.errors import ScanError
 from medtl_runtime.files import write_text
+from medtl_runtime.heads import Head
 from medtl_runtime.recipe import Recipe
 from medtl_runtime.scan import Frame, Header
 from medtl_train.config import DataConfig
@@ -62,21 +63,28 @@ class ImageSet:
 
     pixels: NDArray[np.uint16]
     """Canonical, N x C x H x W."""
-    labels: NDArray[np.int64]
-    """Index of the class, shape (N,)."""
+    targets: NDArray[np.float64]
+    """What each head should answer, N x heads; NaN where it is not known. Index of the class, 0 or
+    1 of a binary head, index of the grade, or the value of a regression in its unit."""
     patients: NDArray[np.str_]
     """Shape (N,); an image without a known patient is its own."""
     sources: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Index of the class, shape (N,), of the only head, multiclass."""
+        assert self.targets.shape[1] == 1
+        return self.targets[:, 0].astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
     """Everything that training and evaluation use."""
 
-    classes: tuple[str, ...]
+    heads: tuple[Head, ...]
     recipe: Recipe
     images: dict[str, tuple[Image, ...]]
     """By split; ``test`` may be empty."""
@@ -85,17 +93,24 @@ class Dataset:
     """SHA-256 over the digest, label and split of every image."""
     patients_known: bool
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Of the only head."""
+        (head,) = self.heads
+        return head.classes
+
     def split(self, name: str) -> ImageSet:
         """Return a split as arrays."""
-        return image_set(self.images[name], self.classes)
+        return image_set(self.images[name], self.heads)
 
 
-def image_set(images: Sequence[Image], classes: Sequence[str]) -> ImageSet:
+def image_set(images: Sequence[Image], heads: Sequence[Head]) -> ImageSet:
     """Return images as arrays."""
-    index = {name: i for i, name in enumerate(classes)}
+    (head,) = heads
+    index = {name: i for i, name in enumerate(head.classes)}
     return ImageSet(
         pixels=np.stack([image.pixels for image in images]),
-        labels=np.array([index[image.sample.label] for image in images], np.int64),
+        targets=np.array([[index[image.sample.label]] for image in images], np.float64),
         patients=np.array([image.patient for image in images]),
         sources=tuple(image.sample.source for image in images),
     )
@@ -134,7 +149,7 @@ def build_dataset(
     _require_all_classes(images, classes, [*excluded, *repeated])
     by_split = {name: tuple(image for image in images if image.split == name) for name in SPLITS}
     return Dataset(
-        classes=classes,
+        heads=(Head(name=config.label_column, classes=classes),),
         recipe=recipe,
         images=by_split,
         excluded=(*excluded, *repeated),

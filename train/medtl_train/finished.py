@@ -95,7 +95,7 @@ def read_dataset(run: Path, about: About, summary: dict[str, Any]) -> Dataset:
     except TypeError as cause:
         raise UsageError(f"{run / 'metrics.json'} is damaged") from cause
     return Dataset(
-        classes=about.classes,
+        heads=about.heads,
         recipe=about.recipe,
         images=images,
         excluded=excluded,

@@ -7,7 +7,7 @@ that no generator's state has to be stored: an interrupted run repeats the epoch
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from medtl_runtime.decision import OperatingPoint, probabilities
 from medtl_runtime.recipe import as_batch
 from medtl_train import checkpoint as checkpoints
 from medtl_train import metrics
-from medtl_train.augment import augment
 from medtl_train.checkpoint import About, Checkpoint
 from medtl_train.config import AugmentConfig, FitConfig
 from medtl_train.dataset import ImageSet
 from medtl_train.errors import Diverged
+from medtl_train.feed import Batch, Feed
 from medtl_train.objective import (
     Phase,
     Teacher,
@@ -159,21 +159,18 @@ class Fit:
         """Train for one epoch and return the mean loss and the last learning rate."""
         seeds = np.random.SeedSequence([self.config.seed, first + epoch]).generate_state(3)
         torch.manual_seed(int(seeds[0]))
-        generator = torch.Generator(self.device).manual_seed(int(seeds[1]))
-        batches = list(_batches(len(self.train), self.config.batch_size, int(seeds[2])))
+        feed = self._feed()
         weights = self._class_weights()
         _set_training(self.network, module)
         losses, lr = [], 0.0
+        batches = feed.epoch(order=int(seeds[2]), changes=int(seeds[1]))
         for index, batch in enumerate(batches):
-            step = epoch * len(batches) + index
-            steps = phase.epochs * len(batches)
+            step = epoch * feed.batches + index
+            steps = phase.epochs * feed.batches
             lr = learning_rate(step, steps, phase.peak_lr, self.config.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            images = torch.from_numpy(as_batch(self.train.pixels[batch])).to(self.device)
-            images = augment(images, self.augmentation, generator)
-            labels = torch.from_numpy(self.train.labels[batch]).to(self.device)
-            loss = self._loss(images, labels, weights)
+            loss = self._loss(batch, weights)
             objective = loss + penalty(self.network, module, self._anchor, self.config)
             losses.append(float(objective.detach()))
             if not math.isfinite(losses[-1]):
@@ -184,10 +181,18 @@ class Fit:
             on_step()
         return float(np.mean(losses)), lr
 
-    def _loss(self, images: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
-        logits = self.network(images).logits
-        loss = loss_of(logits, labels, weights, self.config)
-        return loss if self.teacher is None else self.teacher.blend(loss, logits, images)
+    def _feed(self) -> Feed:
+        return Feed(
+            images=self.train,
+            batch_size=self.config.batch_size,
+            augmentation=self.augmentation,
+            device=self.device,
+        )
+
+    def _loss(self, batch: Batch, weights: Tensor | None) -> Tensor:
+        logits = self.network(batch.images).logits
+        loss = loss_of(logits, batch.targets[:, 0].long(), weights, self.config)
+        return loss if self.teacher is None else self.teacher.blend(loss, logits, batch.images)
 
     def _class_weights(self) -> Tensor | None:
         labels = torch.from_numpy(self.train.labels)
@@ -261,20 +266,6 @@ def _set_training(network: Network, module: nn.Module) -> None:
     network.requires_grad_(False)
     module.train()
     module.requires_grad_(True)
-
-
-def steps_an_epoch(count: int, batch_size: int) -> int:
-    """Return how many batches of about ``batch_size``, at least 2, hold ``count`` images."""
-    return max(1, min(round(count / batch_size), count // 2))
-
-
-def _batches(count: int, batch_size: int, seed: int) -> Iterator[NDArray[np.intp]]:
-    """Yield all indices in random order, in batches of nearly equal size near ``batch_size``.
-
-    Equal sizes, because BatchNorm has no statistics of a last batch of one image.
-    """
-    order = np.random.default_rng(seed).permutation(count)
-    yield from np.array_split(order, steps_an_epoch(count, batch_size))
 
 
 @torch.inference_mode()

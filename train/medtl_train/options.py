@@ -23,7 +23,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _groups() -> list[type]:
     """Return the dataclasses of the groups of options."""
-    return [type(group.default) for group in dataclasses.fields(TrainConfig)]
+    return list(get_type_hints(TrainConfig).values())
 
 
 def _of_group(group: type) -> list[Callable[[Callable[..., None]], Callable[..., None]]]:
@@ -57,11 +57,10 @@ def config_from(values: Mapping[str, Any]) -> TrainConfig:
         A value is out of its limits; the message names the option.
     """
     groups = {}
-    for group in dataclasses.fields(TrainConfig):
-        kind: Any = type(group.default)
+    for group, kind in get_type_hints(TrainConfig).items():
         names = {field.name for field in dataclasses.fields(kind)}
         given = {name: value for name, value in values.items() if name in names}
-        groups[group.name] = kind(**given)
+        groups[group] = kind(**given)
     return TrainConfig(**groups)
 
 

@@ -19,7 +19,8 @@ from medtl_train.dataset import Dataset, build_dataset, write_splits
 from medtl_train.device import device_name
 from medtl_train.errors import Interrupted, RunUnfit
 from medtl_train.evaluation import evaluate_run
-from medtl_train.fit import Fit, steps_an_epoch
+from medtl_train.feed import batches_an_epoch
+from medtl_train.fit import Fit
 from medtl_train.fit import Progress as FitProgress
 from medtl_train.objective import Teacher
 from medtl_train.options import to_toml
@@ -155,7 +156,7 @@ def start(
         arch=origin.arch,
         head=config.network.head,
         dropout=config.network.dropout,
-        classes=dataset.classes,
+        heads=dataset.heads,
         recipe=dataset.recipe,
         fingerprint=dataset.fingerprint,
     )
@@ -238,7 +239,7 @@ def complete(
 
 def _fit(fit: Fit, config: TrainConfig, reporter: Reporter) -> FitProgress:
     reporter.note(f"training on {device_name(fit.device)}")
-    steps = steps_an_epoch(len(fit.train), config.fit.batch_size)
+    steps = batches_an_epoch(len(fit.train), config.fit.batch_size)
     left = (config.fit.epochs - fit.progress.epoch) * steps
     try:
         with reporter.fitting(left, config.fit.monitor) as (on_step, on_epoch):
