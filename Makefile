@@ -33,7 +33,7 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "medtl needs Python 3.11 or newer with venv (Debian: apt install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(ENGINE),codecs,sr,sign,openvino,train,export,qat,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(ENGINE),codecs,sr,sign,openvino,train,export,qat,search,dev]"
 	@rm -f $(VENV)/.installed-* && touch $@
 
 clean:

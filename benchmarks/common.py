@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl_runtime.engines.processor import cpu_name
+from medtl_runtime.modelfile import SCHEMA_VERSION
 from medtl_runtime.pipeline import cores
 
 CLASSES = ("negative", "positive")
@@ -26,7 +27,7 @@ def model_file(arch: str, size: int, precision: str) -> Path:
 
     Speed does not depend on what the weights are.
     """
-    folder = Path(tempfile.gettempdir()) / "medtl-benchmarks"
+    folder = Path(tempfile.gettempdir()) / f"medtl-benchmarks-{SCHEMA_VERSION}"
     path = folder / f"{arch}-{size}-{precision}.onnx"
     if not path.is_file():
         _export(arch, size, precision, path)
@@ -38,7 +39,9 @@ def _export(arch: str, size: int, precision: str, path: Path) -> None:
 
     from medtl_export import graph
     from medtl_models.network import Network
+    from medtl_runtime.decision import plain_decision
     from medtl_runtime.engines import Session
+    from medtl_runtime.heads import Head
     from medtl_runtime.modelfile import Description, SelfTest
     from medtl_runtime.recipe import FixedWindow, Recipe
     from medtl_runtime.selftest import synthetic_image, synthetic_logits
@@ -50,11 +53,12 @@ def _export(arch: str, size: int, precision: str, path: Path) -> None:
     if precision == "int8":
         model = _in_integers(model, np.stack([synthetic_image(seed, recipe) for seed in range(16)]))
     logits = synthetic_logits(Session(model.SerializeToString(), device="cpu"), recipe, (1, 2))
+    heads = (Head(name="label", classes=CLASSES),)
     described = Description(
         name=path.stem,
         version="0",
-        task="multiclass",
-        classes=CLASSES,
+        heads=heads,
+        decision=plain_decision(heads),
         recipe=recipe,
         self_test=SelfTest(
             seeds=(1, 2),

@@ -173,13 +173,14 @@ def write_images(run: Path, split: str, path: Path, at_most: int | None) -> None
     """Write canonical images of a split as the network's input, and their labels."""
     from medtl_runtime.recipe import as_batch
     from medtl_train.checkpoint import load_run
-    from medtl_train.dataset import image_set, read_again
+    from medtl_train.images import image_set
+    from medtl_train.listing import read_again
 
     about = load_run(run).about
     images, missing = read_again(run / "splits.csv", split, about.recipe, at_most=at_most)
     assert not missing, missing
     found = image_set(images, about.heads)
-    np.savez(path, images=as_batch(found.pixels), labels=found.labels)
+    np.savez(path, images=as_batch(np.asarray(found.pixels)), labels=found.labels)
 
 
 def make_environment(folder: Path) -> Path:
@@ -206,7 +207,7 @@ def make_exports(work: Work, arch: str, *, again: bool) -> None:
     for target in TARGETS:
         path = work.file(arch, f"medtl-{target}")
         command = [PROGRAMS / "medtl-export", work.run(arch), "--quantize", "--target", target]
-        make(path, [*command, "-o", path, "--quiet"], again=again)
+        make(path, [*command, "-o", path, "--quiet", "--overwrite"], again=again)
 
 
 def files(work: Work, arch: str, engine: str) -> list[Path]:
@@ -247,12 +248,13 @@ def measure(work: Work, arch: str, rounds: int) -> None:
     """Measure all files of a network that exist, and write the result."""
     started = os.getloadavg()[0]
     rows = [row for engine in ENGINES for row in measured(work, arch, engine, rounds)]
+    validation = _of_head(summary(work, arch)["validation"])
     result = {
         "network": arch,
         "machine": f"{common.machine()}, openvino {version('openvino')}",
         "load": [started, os.getloadavg()[0]],
         "rounds": rounds,
-        "validation_auroc": summary(work, arch)["validation"]["metrics"]["auroc"]["value"],
+        "validation_auroc": validation["metrics"]["auroc"]["value"],
         "rows": rows,
     }
     work.result(arch).parent.mkdir(parents=True, exist_ok=True)
@@ -271,7 +273,7 @@ def measured(work: Work, arch: str, engine: str, rounds: int) -> list[dict[str, 
         names, labels = turns["names"].tolist(), images["labels"]
         logits = dict(zip(names, turns["logits"], strict=True))
         seconds = dict(zip(names, turns["seconds"], strict=True))
-    temperature = summary(work, arch)["temperature"]
+    temperature = _of_head(summary(work, arch))["temperature"]
     shares = {name: common.softmax(one / temperature) for name, one in logits.items()}
     rows = []
     for path in listed:
@@ -291,6 +293,12 @@ def measured(work: Work, arch: str, engine: str, rounds: int) -> list[dict[str, 
 def summary(work: Work, arch: str) -> dict[str, Any]:
     """Return what medtl-train wrote of a run."""
     return json.loads((work.run(arch) / "metrics.json").read_text(encoding="utf-8"))
+
+
+def _of_head(document: dict[str, Any]) -> dict[str, Any]:
+    """Return what is said of the only head."""
+    (found,) = document["heads"].values()
+    return found
 
 
 def size_of(path: Path) -> int:

@@ -90,7 +90,8 @@ def print_comparison(runs: dict[str, str]) -> None:
         for title, name in runs.items()
     }
     for metric in SHOWN:
-        cells = [cell(summary["test"]["metrics"][metric]) for summary in found.values()]
+        heads = [head for summary in found.values() for head in summary["test"]["heads"].values()]
+        cells = [cell(head["metrics"][metric]) for head in heads]
         table.add_row(metric.replace("_", " "), *cells)
     Console().print(table)
 

@@ -103,6 +103,8 @@ def account(
         **{f"{name}_images": count for name, count in images.items()},
         "accuracy": {"fp32": before.accuracy, "chosen": after.accuracy},
         "difference": None if after.difference is None else asdict(after.difference),
+        "head": after.head,
+        "not_judged": list(gate.not_judged),
         "flips": after.flips,
         "latency": None if latency is None else asdict(latency),
         "not_measured": not_measured,
@@ -122,6 +124,7 @@ def _row(row: Row) -> dict[str, Any]:
         "difference": None
         if verdict is None or verdict.difference is None
         else asdict(verdict.difference),
+        "head": None if verdict is None else verdict.head,
         "flips": None if verdict is None else verdict.flips,
         "error": row.error,
         "verdict": row.remark,

@@ -16,15 +16,27 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from medtl_export import card_words as words
+from medtl_export.card_decision import decision_sentences
 from medtl_runtime.modelfile import Description
 
-CARD_VERSION = 1
+CARD_VERSION = 2
 
 NAMES = {
     "auroc": "AUROC",
     "average_precision": "average precision",
     "f1": "F1",
     "recall": "recall (sensitivity)",
+    "brier": "Brier score",
+    "ece": "expected calibration error",
+    "ece_adaptive": "expected calibration error, bins of equal counts",
+    "agreement_low": "lower limit of agreement",
+    "agreement_high": "upper limit of agreement",
+    "mae": "mean absolute error",
+    "rmse": "root mean square error",
+    "r2": "R²",
+    "pearson": "Pearson correlation",
+    "concordance": "concordance correlation",
+    "grade_mae": "mean absolute error in grades",
 }
 """How metrics are called, where not by their own name with spaces."""
 
@@ -37,15 +49,25 @@ _TRAINING = (
     "optimizer",
     "lr",
     "head_lr",
+    "lr_decay",
     "weight_decay",
     "dropout",
     "label_smoothing",
-    "class_weights",
+    "mixup",
+    "cutmix",
+    "ema",
+    "imbalance",
+    "head_weights",
     "monitor",
     "augment",
     "seed",
 )
-_SPLITS = {"train": "training", "val": "validation", "test": "test"}
+_SPLITS = {
+    "train": "training",
+    "val": "validation",
+    "test": "test",
+    "external": "external",
+}
 
 # What TRIPOD+AI asks for and no file tells.
 _NOT_RECORDED = (
@@ -73,7 +95,7 @@ def card_json(
     description
         As the exporter writes it, with the whole ``provenance``.
     subgroups
-        Rows of `medtl_train.subgroups.evaluate_subgroups`; empty for none.
+        Rows of `documents.subgroup_rows`; empty for none.
     digest
         ``sha256:`` and the SHA-256 of the model file, which has to be written already.
     size_bytes
@@ -99,11 +121,11 @@ def card_json(
         "data": _data(facts),
         "evaluation": {
             "precision": words.evaluated_precision(description),
-            **{name: facts[name] for name in ("validation", "test")},
+            **{name: facts[name] for name in ("validation", "test", "external")},
         },
         "decision": {
             **description.decision.to_json(),
-            "sentences": words.decision_sentences(description),
+            "sentences": decision_sentences(description),
         },
         "subgroups": {"split": subgroup_split, "rows": [dict(row) for row in subgroups]},
         "quantisation": _quantisation(description.quantisation),
@@ -121,9 +143,10 @@ def _model(description: Description, digest: str, size_bytes: int) -> dict[str, 
         "version": description.version,
         "digest": digest,
         "size_bytes": size_bytes,
-        "task": description.task,
-        "classes": list(description.classes),
-        "positive": description.decision.operating_point.positive,
+        "heads": [
+            {**head.to_json(), "positive": own.operating_point.positive}
+            for head, own in zip(description.heads, description.decision.heads, strict=True)
+        ],
         "precision": description.precision,
         "architecture": facts["architecture"],
         "head": facts["head"],
@@ -142,10 +165,10 @@ def _data(facts: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "split": _SPLITS[split],
                 "patients": facts["patients"][split],
-                "images": sum(counts.values()),
-                "by_class": dict(counts),
+                "images": images,
+                "heads": facts["targets"][split],
             }
-            for split, counts in facts["images"].items()
+            for split, images in facts["images"].items()
         ],
     }
 

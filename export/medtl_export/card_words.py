@@ -8,7 +8,7 @@ from typing import Any
 
 from pydicom.uid import UID
 
-from medtl_runtime.decision import Decision
+from medtl_runtime.heads import Head
 from medtl_runtime.intended_use import IntendedUse, Rule
 from medtl_runtime.modelfile import Description
 from medtl_runtime.recipe import FixedWindow, Recipe, WindowPolicy
@@ -96,8 +96,7 @@ def not_for(description: Description) -> list[str]:
     refused = [r.attribute for r in rules if "reject" in (r.mismatch, r.missing)]
     found = [
         "Not for diagnosis or treatment: this is research software and not a medical device.",
-        f"Not for images to which none, or several, of {listed(description.classes)} apply: it "
-        "always chooses among these classes.",
+        *(_beyond(head) for head in description.heads),
     ]
     if refused:
         found.append(
@@ -106,53 +105,20 @@ def not_for(description: Description) -> list[str]:
     return found
 
 
-def decision_sentences(description: Description) -> list[str]:
-    """Return how logits become a finding."""
-    decision, point = description.decision, description.decision.operating_point
-    found = [f"Probabilities are the softmax of the logits divided by {decision.temperature:.4g}."]
-    chosen = f" The point was chosen by {point.chosen}." if point.chosen else ""
-    if point.rule == "threshold":
-        (other,) = [name for name in description.classes if name != point.positive]
-        found.append(
-            f"The finding is {point.positive} where its probability is {point.threshold:.4g} or "
-            f"more, else {other}.{chosen}"
+def _beyond(head: Head) -> str:
+    """Return on which images the answer of a head means nothing."""
+    if head.kind == "multiclass":
+        return (
+            f"Not for images to which none, or several, of {listed(head.classes)} apply: it "
+            "always chooses among these classes."
         )
-    else:
-        found.append("The finding is the most probable class.")
-    found += [_triage(description), _novelty(decision)]
-    rule, k = description.aggregation.rule, description.aggregation.k
-    combined = {
-        "max": "the maximum",
-        "mean": "the mean",
-        "top-k-mean": f"the mean of the {k} highest",
-    }
-    found.append(f"The probability of a series is {combined[rule]} of those of its slices.")
-    return found
-
-
-def _triage(description: Description) -> str:
-    triage = description.decision.triage
-    if triage is None:
-        return "The model never abstains."
-    named = zip(description.classes, triage.thresholds, strict=True)
-    limits = ", ".join(f"{name} {threshold:.4g}" for name, threshold in named)
+    if head.kind == "binary":
+        return f"Not for findings other than {head.name}, which it does not look for."
+    if head.kind == "ordinal":
+        return f"Not for images that have no {head.name}: it always gives one of the grades."
     return (
-        f"A class is possible where its probability is at least: {limits}. The finding stands "
-        "where it alone is possible; else the model abstains. Of the images of a class, at most "
-        f"about {triage.error_rate:.1%} are without it among the possible ones (conformal "
-        f"prediction, fitted on {counted(triage.images, 'image')})."
-    )
-
-
-def _novelty(decision: Decision) -> str:
-    novelty = decision.novelty
-    if novelty is None:
-        return "No image is refused as unlike the training images."
-    return (
-        f"An image is refused as unlike the training images above an energy score of "
-        f"{novelty.energy:.6g} or a Mahalanobis score of {novelty.mahalanobis:.6g}. That is to "
-        f"refuse at most about {novelty.false_refusal_rate:.1%} of images like the "
-        f"{novelty.images:,} that the limits were fitted on."
+        f"Not for values of {head.name} far from {head.mean:.4g} {head.unit}".rstrip()
+        + f" (the training values' mean; their standard deviation is {head.std:.4g})."
     )
 
 
@@ -184,7 +150,7 @@ def limitations(
         if evaluated_precision(description) == description.precision
         else f"The figures by split were measured with {evaluated_precision(description)}, before "
         "quantisation. What quantisation changed was measured on the validation images only.",
-        "prevalence": _prevalence(facts),
+        "prevalence": _prevalence(description),
         "no_width": _no_width(facts, subgroups),
         "by_image": "All figures count images. How good the rule for a series is was not measured.",
         **_scope(description.intended_use),
@@ -204,18 +170,33 @@ def _judged(facts: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     return ("test", facts["test"]) if facts["test"] else ("val", facts["validation"])
 
 
+def _whose(description: Description, head: Head) -> str:
+    """Return the name of a head where there are several, to begin a sentence with."""
+    return "" if len(description.heads) == 1 else f"{head.name}: "
+
+
 def _few(description: Description) -> str | None:
     split, evaluation = _judged(description.provenance)
-    counts = description.provenance["images"][split]
-    by_class = {name: counts.get(name, 0) for name in description.classes}
     known = description.provenance["patients_known"]
-    if min(by_class.values()) >= _ENOUGH and (evaluation["patients"] >= _ENOUGH or not known):
+    counted_by_head = description.provenance["targets"][split]
+    found = []
+    for head in description.heads:
+        row = counted_by_head[head.name]
+        by_class = row.get("counts") or {"": description.provenance["images"][split]}
+        if head.kind == "regression":
+            by_class = {"": by_class[""] - row["unknown"]}
+        if min(by_class.values()) < _ENOUGH:
+            parts = [f"{counted(n, 'image')} of {name}" for name, n in by_class.items()]
+            found.append(f"{_whose(description, head)}{listed(parts)}".removesuffix(" of "))
+    if not found and known and evaluation["patients"] < _ENOUGH:
+        found = [counted(evaluation["images"], "image")]
+    if not found:
         return None
-    parts = listed([f"{counted(n, 'image')} of {name}" for name, n in by_class.items()])
     whose = f" of {counted(evaluation['patients'], 'patient')}" if known else ""
     return (
-        f"The figures rest on {parts}{whose}. A validation takes at least {_ENOUGH} cases of each "
-        "class (Collins et al., Stat Med 2016); with fewer, read the intervals, not the values."
+        f"The figures rest on {'; '.join(found)}{whose}. A validation takes at least {_ENOUGH} "
+        "cases of each class (Collins et al., Stat Med 2016); with fewer, read the intervals, not "
+        "the values."
     )
 
 
@@ -223,36 +204,52 @@ def _few_trained(facts: Mapping[str, Any]) -> str | None:
     patients = facts["patients"]["train"]
     if patients >= _ENOUGH or not facts["patients_known"]:
         return None
-    images = sum(facts["images"]["train"].values())
+    images = facts["images"]["train"]
     return f"It learned from {counted(patients, 'patient')} only ({counted(images, 'image')})."
 
 
-def _fitted(description: Description) -> str:
-    decision = description.decision
-    threshold = decision.operating_point.rule == "threshold"
-    fitted = ["temperature", *(["operating point"] if threshold else [])]
-    rates = [n for n in ("triage", "novelty") if getattr(decision, n)]
+def _fitted(description: Description) -> str | None:
+    decision, heads = description.decision, description.decision.heads
+    has_classes = any(head.kind != "regression" for head in description.heads)
+    threshold = any(own.operating_point.rule == "threshold" for own in heads)
+    fitted = [
+        *(["temperature"] if has_classes else []),
+        *(["operating point"] if threshold else []),
+    ]
+    rates = [n for n in ("triage", "interval") if any(getattr(own, n) for own in heads)]
+    rates += ["novelty"] if decision.novelty else []
+    if not (fitted or rates):
+        return None
     hold = f" The rates of {listed(rates)} hold only nearly, for the same reason." if rates else ""
+    what = listed(fitted) or listed(rates)
+    several = len(fitted or rates) > 1
     return (
-        f"The {listed(fitted)} {'were' if threshold else 'was'} fitted on the validation images, "
+        f"The {what} {'were' if several else 'was'} fitted on the validation images, "
         f"which also chose the best epoch. The validation figures are too good for that.{hold} "
         "medtl-infer calibrate fits to local cases instead."
     )
 
 
-def _prevalence(facts: Mapping[str, Any]) -> str:
-    split, _ = _judged(facts)
-    counts = facts["images"][split]
-    total = sum(counts.values())
-    shares = listed([f"{n / total:.0%} {name}" for name, n in counts.items()])
+def _prevalence(description: Description) -> str | None:
+    split, _ = _judged(description.provenance)
+    mixes = []
+    for head in description.heads:
+        counts = description.provenance["targets"][split][head.name].get("counts")
+        if counts and sum(counts.values()):
+            total = sum(counts.values())
+            shares = listed([f"{n / total:.0%} {name}" for name, n in counts.items()])
+            mixes.append(f"{_whose(description, head)}{shares}")
+    if not mixes:
+        return None
     return (
         "Precision, average precision, accuracy and F1 depend on how frequent the classes are. "
-        f"They hold for the mix of these images: {shares}."
+        f"They hold for the mix of these images: {'; '.join(mixes)}."
     )
 
 
 def _no_width(facts: Mapping[str, Any], subgroups: Sequence[Mapping[str, Any]]) -> str | None:
-    rows = [facts["validation"], facts["test"] or {}, *subgroups]
+    splits = [facts["validation"], facts["test"] or {}]
+    rows = [*subgroups, *(row for split in splits for row in split.get("heads", {}).values())]
     metrics = [one for row in rows for one in row.get("metrics", {}).values()]
     if not any(one["low"] is not None and one["low"] == one["high"] for one in metrics):
         return None

@@ -21,10 +21,12 @@ from medtl_export.settings import Quantising
 from medtl_export.source import read_set
 from medtl_export.targets import Precision, Target, not_measured
 from medtl_export.workbench import Choice, Conditions, Workbench, facts_of
+from medtl_models.ensemble import Classifier
 from medtl_models.network import Network
 from medtl_runtime.selftest import Runs
 from medtl_train.checkpoint import About
-from medtl_train.dataset import ImageSet, spread
+from medtl_train.images import ImageSet, spread
+from medtl_train.splits import strata_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +47,7 @@ class Question:
 
     run: Path
     about: About
-    network: Network
+    network: Classifier
     floating: Chosen
     gate: Gate
     train: ImageSet
@@ -85,8 +87,8 @@ def _conditions(question: Question) -> Conditions:
 
 
 def _calibration(question: Question) -> NDArray[np.uint16]:
-    labels = question.train.labels.tolist()
-    return question.train.pixels[spread(labels, question.settings.calibration_images)]
+    groups = strata_of(question.train.targets, question.about.heads).tolist()
+    return question.train.pixels[np.array(spread(groups, question.settings.calibration_images))]
 
 
 def _bench(question: Question, model: onnx.ModelProto, note: Callable[[str], None]) -> Workbench:
@@ -113,7 +115,7 @@ def _integers(question: Question, note: Callable[[str], None]) -> Chosen:
     if outcome.inaccurate and question.settings.qat:
         model, trained = _finetuned(question, note)
         bench = _bench(question, model, note)
-        trained["products"] = _counted(bench, question.network)
+        trained["products"] = _counted(bench, _single(question))
         outcome = _joined(outcome, search(bench, note))
     if outcome.choice is None:
         return _float(question, outcome)
@@ -143,14 +145,21 @@ def _finetuned(
     settings = QatSettings()
     about = question.about
     network = finetune(
-        question.network,
+        _single(question),
         read_set(question.run, "train", about),
+        about.heads,
         settings=settings,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         note=note,
     )
     facts = {"epochs": settings.epochs, "lr": settings.lr}
     return graph.to_onnx(network.cpu(), about.recipe), facts
+
+
+def _single(question: Question) -> Network:
+    """Return the network; `run` has refused to fine-tune several."""
+    assert isinstance(question.network, Network)
+    return question.network
 
 
 def _counted(bench: Workbench, network: Network) -> int:
@@ -217,4 +226,4 @@ def _account(question: Question, made: Chosen, outcome: Outcome) -> dict[str, An
 
 def _of_reference(gate: Gate) -> Verdict:
     found = compare.accuracy(gate.reference)
-    return Verdict(difference=None, flips=0, accuracy=found, accepted=True)
+    return Verdict(difference=None, head=None, flips=0, accuracy=found, accepted=True)

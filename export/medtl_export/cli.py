@@ -48,7 +48,8 @@ _NEEDED = (
     "--metric",
     type=click.Choice(METRICS),
     default="auroc",
-    help="What must not drop on the validation set; sensitivity is at the operating point.",
+    help="What must not drop on the validation set, by no head; sensitivity is at the operating "
+    "point. Of a regression it is R².",
 )
 @click.option(
     "--max-drop",
@@ -87,7 +88,8 @@ _NEEDED = (
     "--error-rate",
     type=float,
     help="Let the model abstain, so that of each class's images at most about this share is "
-    "called only something else. Default: it never abstains.",
+    "called only something else. Default: it never abstains. Of a regression, how often its "
+    "interval may miss. Default: 0.1.",
 )
 @click.option(
     "--aggregation", default="max", help="Of a series' slices to a case: max, mean or top-K-mean."
@@ -152,7 +154,7 @@ def export(
         raise EngineMissing
     from medtl_export.intended_use import TABLE
     from medtl_export.settings import Settings
-    from medtl_runtime.decision import Aggregation
+    from medtl_runtime.aggregation import Aggregation
 
     # What is wrong here is refused before torch is loaded.
     settings = Settings(
@@ -213,17 +215,25 @@ def _print(exported: "Exported") -> None:
 
 def _print_decision(exported: "Exported") -> None:
     decision = exported.decision
+    triages = [own.triage for own in decision.heads if own.triage is not None]
     if (novelty := decision.novelty) is not None:
         click.echo(
             f"novelty: refuses at most about {novelty.false_refusal_rate:.1%} of images like the "
             f"{novelty.images} validation images"
         )
-    if (triage := decision.triage) is not None:
+    if triages:
+        fewest = min(triage.images for triage in triages)
         click.echo(
-            f"triage: of each class's images, at most about {triage.error_rate:.1%} are called "
-            f"only something else ({triage.images} validation images)"
+            f"triage: of each class's images, at most about {triages[0].error_rate:.1%} are called "
+            f"only something else ({fewest} validation images)"
         )
-    if decision.novelty or decision.triage:
+    for head, own in zip(exported.heads, decision.heads, strict=True):
+        if (margin := own.interval) is not None:
+            click.echo(
+                f"{head.name}: plus or minus {margin.half_width:.4g} {head.unit}".rstrip()
+                + f" holds about {margin.coverage:.1%} ({margin.images} validation images)"
+            )
+    if decision.novelty or any(own.triage or own.interval for own in decision.heads):
         click.echo(
             "these rates hold nearly, because the validation images also chose the best epoch; "
             "medtl-infer calibrate fits them to other images"
@@ -241,15 +251,18 @@ def _print_comparison(precision: str, account: dict[str, Any]) -> None:
     for column in ("validation", "float", precision):
         table.add_column(column, justify="left" if column == "validation" else "right")
     before, after = account["accuracy"]["fp32"], account["accuracy"]["chosen"]
-    for name in before:
-        table.add_row(name.replace("_", " "), _number(before[name]), _number(after[name]))
+    for head, figures in before.items():
+        whose = f"{head}: " if len(before) > 1 else ""
+        for name, value in figures.items():
+            label = f"{whose}{name.replace('_', ' ')}"
+            table.add_row(label, _number(value), _number(after[head][name]))
     Console(soft_wrap=True).print(table)
     if precision == "fp32":
         click.echo(f"not quantised: {account['reason']}")
         return
     if (difference := account["difference"]) is not None:
         click.echo(
-            f"{account['metric'].replace('_', ' ')} {difference['value']:+.4f} "
+            f"{_compared(account)} {difference['value']:+.4f} "
             f"({difference['low']:+.4f} to {difference['high']:+.4f}), {account['flips']} of "
             f"{account['validation_images']} decisions differ"
         )
@@ -262,6 +275,13 @@ def _print_comparison(precision: str, account: dict[str, Any]) -> None:
         f"{latency['high']:.2f}), {latency['reference_ms']:.2f} to {latency['candidate_ms']:.2f} "
         f"ms; {machine}"
     )
+
+
+def _compared(account: dict[str, Any]) -> str:
+    """Return the metric that decided, and of several heads the one that loses most."""
+    before, head = account["accuracy"]["fp32"], account["head"]
+    metric = "R²" if "r2" in before[head] else account["metric"].replace("_", " ")
+    return metric if len(before) == 1 else f"{head}, which loses most: {metric}"
 
 
 def _number(value: float | None) -> str:

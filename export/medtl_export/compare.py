@@ -1,18 +1,21 @@
 """Compares what two networks say of the same images: numbers, maps and decisions."""
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medtl_export.errors import ParityFailed
-from medtl_runtime.decision import probabilities
+from medtl_runtime.decision import Decision
 from medtl_runtime.engines.processor import cpu_name
+from medtl_runtime.heads import Head, columns_of
 from medtl_runtime.recipe import as_batch
 from medtl_runtime.selftest import Runs
 from medtl_train import metrics
+from medtl_train.staging import Pixels
 
 # Differences of float arithmetic in another order, relative to the largest logit.
 PARITY_TOLERANCE = 1e-4
@@ -29,7 +32,7 @@ class Parity:
     largest_difference: float
     """max |delta logit|."""
     flips: int
-    """Images with another decision at the operating point."""
+    """Images that a head decides otherwise."""
     tolerance: float
 
 
@@ -45,11 +48,57 @@ class Outputs:
     """max |mean(cam) - logit|."""
 
 
-def run_all(network: Runs, pixels: NDArray[np.uint16]) -> Outputs:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judgement:
+    """What a network says of the validation images."""
+
+    answers: Mapping[str, metrics.Answers]
+    """By the names of the heads, of the images whose target is known."""
+    called: NDArray[np.int64]
+    """Index of the class of every image by each head that has classes, N x heads."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Validation:
+    """The validation images, and how a network's logits of them become answers."""
+
+    heads: tuple[Head, ...]
+    targets: NDArray[np.float64]
+    """N x heads; NaN where one is not known."""
+    patients: NDArray[np.str_]
+    """(N,)."""
+    decision: Decision
+    """The network's temperatures and operating points."""
+
+    def judged(self, logits: NDArray[np.float32]) -> Judgement:
+        """Return what a network says, from its logits, N x the columns of all heads."""
+        decided = dict(zip((head.name for head in self.heads), self.decision.heads, strict=True))
+        answers = metrics.score(
+            self.heads,
+            logits,
+            self.targets,
+            self.patients,
+            temperatures={name: own.temperature for name, own in decided.items()},
+            points={name: own.operating_point for name, own in decided.items()},
+        )
+        return Judgement(answers=answers, called=self._called(logits))
+
+    def _called(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
+        columns = []
+        of_heads = zip(self.heads, self.decision.heads, columns_of(self.heads), strict=True)
+        for head, own, where in of_heads:
+            if head.kind != "regression":
+                chances = head.probabilities(logits[:, where], own.temperature)
+                point, names = own.operating_point, head.classes
+                columns.append([names.index(point.decide(names, row)) for row in chances])
+        return np.array(columns, np.int64).reshape(len(columns), len(logits)).T
+
+
+def run_all(network: Runs, pixels: Pixels) -> Outputs:
     """Run canonical images, N x C x H x W, one at a time as at the scanner."""
     logits, embeddings, gaps = [], [], []
-    for image in pixels:
-        found = network.run(as_batch([image]))
+    for index in range(len(pixels)):
+        found = network.run(as_batch(pixels[index : index + 1]))
         logits.append(found["logits"])
         embeddings.append(found["embedding"])
         gaps.append(np.abs(found["cam"].mean((2, 3), dtype=np.float64) - found["logits"]).max())
@@ -63,10 +112,9 @@ def run_all(network: Runs, pixels: NDArray[np.uint16]) -> Outputs:
 def check_parity(
     reference: NDArray[np.float32],
     found: NDArray[np.float32],
-    scored: metrics.Scored,
-    temperature: float,
+    validation: Validation,
 ) -> Parity:
-    """Compare logits of the same images, N x K; decisions are taken at the temperature.
+    """Compare two networks' logits of the validation images, N x K.
 
     Raises
     ------
@@ -83,29 +131,26 @@ def check_parity(
     return Parity(
         images=len(found),
         largest_difference=difference,
-        flips=flips(
-            with_logits(scored, reference, temperature), with_logits(scored, found, temperature)
-        ),
+        flips=flips(validation.judged(reference), validation.judged(found)),
         tolerance=tolerance,
     )
 
 
-def with_logits(
-    scored: metrics.Scored, logits: NDArray[np.float32], temperature: float
-) -> metrics.Scored:
-    """Return the same images with what another network says of them."""
-    return replace(scored, probabilities=probabilities(logits, temperature))
+def flips(one: Judgement, other: Judgement) -> int:
+    """Return how many images a head decides otherwise."""
+    return int((one.called != other.called).any(axis=1).sum())
 
 
-def flips(one: metrics.Scored, other: metrics.Scored) -> int:
-    """Return how many images are decided differently."""
-    return int((one.predicted != other.predicted).sum())
+Accuracy = dict[str, dict[str, float | None]]
+"""The metrics of each head, by its name."""
 
 
-def accuracy(one: metrics.Scored) -> dict[str, float | None]:
-    """Return the metrics as JSON values."""
-    found = metrics.measure(one)
-    return {name: value if np.isfinite(value) else None for name, value in found.items()}
+def accuracy(judged: Judgement) -> Accuracy:
+    """Return the metrics as JSON values; None where one is not defined."""
+    return {
+        head: {n: v if np.isfinite(v) else None for n, v in metrics.measure(answers).items()}
+        for head, answers in judged.answers.items()
+    }
 
 
 def check_maps(outputs: Outputs, tolerance: float) -> float:

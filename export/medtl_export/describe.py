@@ -11,7 +11,8 @@ from medtl_export import compare, graph
 from medtl_export.choose import Chosen
 from medtl_export.targets import Target
 from medtl_runtime import __version__
-from medtl_runtime.decision import Aggregation, Decision
+from medtl_runtime.aggregation import Aggregation
+from medtl_runtime.decision import Decision
 from medtl_runtime.intended_use import IntendedUse
 from medtl_runtime.modelfile import Description, SelfTest
 from medtl_runtime.novelty import EmbeddingReference
@@ -50,8 +51,7 @@ def describe(name: str, contents: Contents) -> Description:
     return Description(
         name=name,
         version=summary["data"]["fingerprint"].removeprefix("sha256:")[:12],
-        task="multiclass",
-        classes=about.classes,
+        heads=about.heads,
         recipe=about.recipe,
         decision=contents.decision,
         aggregation=contents.aggregation,
@@ -83,9 +83,8 @@ def _self_test(contents: Contents) -> SelfTest:
 def _provenance(contents: Contents) -> dict[str, Any]:
     """Return where the model comes from, without any path of this machine."""
     about, summary = contents.about, contents.summary
-    paths = ("from_run", "weights")
     configuration = {
-        name: Path(value).name if name in paths and value else value
+        name: _without_folder(value) if name in _PATHS else value
         for name, value in summary["config"].items()
     }
     return {
@@ -95,11 +94,13 @@ def _provenance(contents: Contents) -> dict[str, Any]:
         "data_fingerprint": about.fingerprint,
         "images": summary["data"]["images"],
         "patients": summary["data"]["patients"],
+        "targets": {split: _counted(rows) for split, rows in summary["data"]["targets"].items()},
         "patients_known": summary["data"]["patients_known"],
         "configuration": configuration,
         "parent_weights": Path(summary["transfer"]["source"]).name,
         "validation": summary["validation"],
         "test": summary["test"],
+        "external": summary["external"],
         "distillation": summary.get("distillation"),
         "parity": asdict(contents.parity),
         "versions": {
@@ -107,4 +108,26 @@ def _provenance(contents: Contents) -> dict[str, Any]:
             **summary["training"]["versions"],
             "medtl": __version__,
         },
+    }
+
+
+_PATHS = ("from_run", "weights", "external", "cache")
+"""Options whose values may be paths of this machine."""
+
+
+def _without_folder(value: Any) -> Any:
+    """Return the name of a path, or of each of several."""
+    if isinstance(value, list | tuple):
+        return [_without_folder(one) for one in value]
+    return Path(value).name if isinstance(value, str) and value else value
+
+
+def _counted(targets: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how often each head's classes are, without the least and greatest of its values.
+
+    These are of one patient each.
+    """
+    kept = ("counts", "median", "unknown")
+    return {
+        head: {name: row[name] for name in kept if name in row} for head, row in targets.items()
     }

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medtl_export.card import card_json, card_markdown
+from medtl_export.compare import Judgement
 from medtl_export.report import write_report
 from medtl_export.sbom import sbom
 from medtl_runtime.files import write_text
 from medtl_runtime.modelfile import Description
-from medtl_train import metrics
-from medtl_train.dataset import Image
-from medtl_train.subgroups import evaluate_subgroups, subgroups
+from medtl_train.images import Image
+from medtl_train.subgroups import Subgroup, evaluate_subgroups, subgroups
 
 _SEED = 0
 
@@ -26,15 +27,37 @@ def paths(model: Path) -> tuple[Path, ...]:
 
 
 def subgroup_rows(
-    images: Sequence[Image], scored: metrics.Scored, *, patients_known: bool
+    images: Sequence[Image],
+    targets: NDArray[np.float64],
+    judged: Judgement,
+    *,
+    patients_known: bool,
 ) -> list[dict[str, Any]]:
-    """Return how good the model is on parts of the validation images, by their headers."""
+    """Return how good the model is on parts of the validation images, by their headers.
+
+    Parameters
+    ----------
+    targets
+        N x heads; NaN where one is not known.
+
+    Returns
+    -------
+    Rows of `medtl_train.subgroups.evaluate_subgroups`, each with the ``head`` that it is about.
+    """
     groups = subgroups(
         [image.header for image in images],
         np.array([image.patient for image in images]),
         patients_known=patients_known,
     )
-    return evaluate_subgroups(scored, groups, seed=_SEED)
+    rows = []
+    for (head, answers), column in zip(judged.answers.items(), targets.T, strict=True):
+        known = ~np.isnan(column)
+        parts = [
+            Subgroup(attribute=one.attribute, value=one.value, mask=one.mask[known])
+            for one in groups
+        ]
+        rows += [{"head": head, **row} for row in evaluate_subgroups(answers, parts, seed=_SEED)]
+    return rows
 
 
 def write(

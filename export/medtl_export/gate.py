@@ -1,17 +1,19 @@
 """Whether a candidate is no worse than the float network, as far as the validation images tell."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medtl_export.compare import accuracy, flips, with_logits
+from medtl_export.compare import Accuracy, Judgement, Validation, accuracy, flips
 from medtl_export.errors import GateUndefined
-from medtl_runtime.decision import OperatingPoint
 from medtl_train import metrics
 
 _NAME = {"auroc": "auroc", "balanced_accuracy": "balanced_accuracy", "sensitivity": "recall"}
+OF_VALUES = "r2"
+"""What must not drop of a regression, whatever the metric of heads with classes is."""
+
 _SEED = 0
 
 
@@ -29,10 +31,12 @@ class Verdict:
     """What the validation images say of a candidate."""
 
     difference: Difference | None
-    """None where the metric is not defined and --max-drop is none."""
+    """Of the head that loses most, by the lower bound; None where no metric is defined."""
+    head: str | None
+    """Which head that is."""
     flips: int
-    """Images that are decided otherwise."""
-    accuracy: dict[str, float | None]
+    """Images that a head decides otherwise."""
+    accuracy: Accuracy
     accepted: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -49,54 +53,90 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Gate:
-    """The validation images with what the float network says of them, and what is asked."""
+    """What the float network says of the validation images, and what is asked of candidates.
 
-    reference: metrics.Scored
+    A head is judged where its metric is defined for both networks. Of a regression that is R^2, of
+    grades the metric over the splits of the grades.
+    """
+
+    reference: Judgement
     """What candidates are compared with."""
-    temperature: float
-    point: OperatingPoint
-    """Of the candidates; those of the reference may be others, if it is a teacher."""
+    validation: Validation
+    """With the temperatures and operating points of the candidates; those of the reference may be
+    others, if it is a teacher."""
     metric: str
     """One of `settings.METRICS`."""
     max_drop: float | None
-    """Largest accepted loss; None accepts any."""
+    """Largest accepted loss of each head; None accepts any."""
 
     def check(self) -> None:
-        """Raise `GateUndefined` if the metric cannot be computed on the validation images."""
+        """Raise `GateUndefined` if no head's metric can be computed on the validation images."""
         if self.max_drop is None or self._defined(self.reference):
             return
-        counts = np.bincount(self.reference.labels, minlength=len(self.reference.classes))
-        absent = [n for n, k in zip(self.reference.classes, counts, strict=True) if not k]
-        why = f"no validation images of {', '.join(absent)}" if absent else "too few images"
+        reasons = [self._why_undefined(head) for head in self.reference.answers]
         raise GateUndefined(
-            f"{self.metric.replace('_', ' ')} is not defined: {why}; "
+            f"{self.metric.replace('_', ' ')} is not defined: {'; '.join(reasons)}; "
             "--max-drop none exports without this check"
         )
 
-    def _defined(self, scored: metrics.Scored) -> bool:
-        return np.isfinite(metrics.measure(scored)[_NAME[self.metric]])
+    @property
+    def not_judged(self) -> tuple[str, ...]:
+        """The heads whose metric is not defined on the validation images."""
+        defined = self._defined(self.reference)
+        return tuple(head for head in self.reference.answers if head not in defined)
+
+    def _why_undefined(self, name: str) -> str:
+        answers = self.reference.answers[name]
+        whose = "" if len(self.reference.answers) == 1 else f"{name}: "
+        few = f"{whose}too few images"
+        if isinstance(answers, metrics.ScoredValues):
+            return few
+        counts = np.bincount(answers.labels, minlength=len(answers.classes))
+        absent = [n for n, k in zip(answers.classes, counts, strict=True) if not k]
+        return f"{whose}no validation images of {', '.join(absent)}" if absent else few
+
+    def _metric_of(self, answers: metrics.Answers) -> str:
+        return OF_VALUES if isinstance(answers, metrics.ScoredValues) else _NAME[self.metric]
+
+    def _defined(self, judged: Judgement) -> set[str]:
+        """Return the heads whose metric is defined."""
+        return {
+            head
+            for head, answers in judged.answers.items()
+            if len(answers.patients)
+            and np.isfinite(metrics.measure(answers)[self._metric_of(answers)])
+        }
 
     def judge(self, logits: NDArray[np.float32]) -> Verdict:
         """Return how a candidate compares, from its logits, (N, K), of the validation images.
 
-        It is accepted where even the lower bound of the difference is no less than -``max_drop``.
+        It is accepted where even the lower bound of each head's difference is no less than
+        -``max_drop``.
         """
-        after = replace(with_logits(self.reference, logits, self.temperature), point=self.point)
-        difference = self._difference(after)
+        after = self.validation.judged(logits)
+        differences = self._differences(after)
+        worst = min(differences, key=lambda head: differences[head].low, default=None)
+        difference = None if worst is None else differences[worst]
+        is_lost = self._defined(self.reference) - set(differences)
         accepted = self.max_drop is None or (
-            difference is not None and difference.low >= -self.max_drop
+            difference is not None and difference.low >= -self.max_drop and not is_lost
         )
         return Verdict(
             difference=difference,
+            head=worst,
             flips=flips(self.reference, after),
             accuracy=accuracy(after),
             accepted=bool(accepted and np.isfinite(logits).all()),
         )
 
-    def _difference(self, after: metrics.Scored) -> Difference | None:
-        if not (self._defined(self.reference) and self._defined(after)):
-            return None
-        found = metrics.differences(self.reference, after, seed=_SEED)[_NAME[self.metric]]
-        if found["value"] is None or found["low"] is None or found["high"] is None:
-            return None
-        return Difference(value=found["value"], low=found["low"], high=found["high"])
+    def _differences(self, after: Judgement) -> dict[str, Difference]:
+        """Return the difference of each head for which one is defined."""
+        found = {}
+        both = self._defined(self.reference) & self._defined(after)
+        for head in (name for name in self.reference.answers if name in both):
+            before, now = self.reference.answers[head], after.answers[head]
+            change = metrics.differences(before, now, seed=_SEED)[self._metric_of(before)]
+            value, low, high = change["value"], change["low"], change["high"]
+            if value is not None and low is not None and high is not None:
+                found[head] = Difference(value=value, low=low, high=high)
+        return found

@@ -9,23 +9,23 @@ from importlib.metadata import PackageNotFoundError, version
 import onnx
 import torch
 
-from medtl_models.network import Network, fold_input
+from medtl_models.ensemble import Classifier, folded
 from medtl_runtime.engines import import_onnxruntime
 from medtl_runtime.modelfile import INPUT, METADATA_KEY, OUTPUTS, Description
 from medtl_runtime.recipe import Recipe
 
 
-def to_onnx(network: Network, recipe: Recipe) -> onnx.ModelProto:
-    """Trace a network into one ONNX graph with a free batch dimension.
+def to_onnx(network: Classifier, recipe: Recipe) -> onnx.ModelProto:
+    """Trace a network, or an ensemble, into one ONNX graph with a free batch dimension.
 
     Normalisation and channel repetition are folded into the first convolution, so the graph takes
     canonical images: float32 in [0, 1], N x C x H x W.
     """
-    folded = fold_input(network).cpu().eval()
+    plain = folded(network).cpu().eval()
     example = torch.rand(2, recipe.channels, *recipe.size)
     with silenced("torch.onnx"):
         program = torch.onnx.export(
-            folded,
+            plain,
             (example,),
             dynamo=True,
             input_names=[INPUT],

@@ -10,13 +10,12 @@ fold what the graph folds -> place fake quantisers -> calibrate -> fine-tune -> 
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,12 +24,15 @@ from medtl_export.graph import silenced
 from medtl_export.qat_student import Sites, Student, quantised_sites, unfolded
 from medtl_models.network import Network
 from medtl_runtime.errors import ExtraMissing, UsageError
+from medtl_runtime.heads import Head, columns_of
 from medtl_runtime.recipe import as_batch
-from medtl_train.dataset import ImageSet, spread
 from medtl_train.errors import Diverged
 from medtl_train.feed import batches_an_epoch
-from medtl_train.fit import predict_logits
-from medtl_train.objective import learning_rate
+from medtl_train.images import ImageSet, spread
+from medtl_train.losses import class_costs, distillation_loss, step_costs, value_costs
+from medtl_train.optimisation import learning_rate
+from medtl_train.predict import predict_logits
+from medtl_train.splits import strata_of
 
 __all__ = ["QatSettings", "Sites", "expect_nodes", "finetune", "is_available", "quantised_sites"]
 
@@ -56,9 +58,10 @@ class QatSettings:
     """Of Adam, in the first step; it falls to 0 along half a cosine."""
     batch_size: int = 32
     distillation: float = 0.5
-    """Share of the loss, 0 to 1, that is the Kullback-Leibler divergence from the float network's
-    outputs (Hinton et al., 2015; Mishra and Marr, ICLR 2018). The rest is cross-entropy. It keeps
-    temperature and operating point valid, and says more of each image than its label does."""
+    """Share of the loss, 0 to 1, that is the distance from the float network's outputs (Hinton et
+    al., 2015; Mishra and Marr, ICLR 2018; see `medtl_train.losses.distillation_loss`). The rest is
+    what the labels say. It keeps temperatures and operating points valid, and says more of each
+    image than its label does."""
     weight_bits: int = 8
     activation_bits: int = 8
     seed: int = 0
@@ -80,6 +83,7 @@ class QatSettings:
 def finetune(
     network: Network,
     train: ImageSet,
+    heads: Sequence[Head],
     *,
     settings: QatSettings,
     device: torch.device,
@@ -96,6 +100,8 @@ def finetune(
         Stays as it is.
     train
         Training images; as float, one batch is in memory at a time.
+    heads
+        What the columns of the logits mean.
     note
         Is told what the fine-tuning brings.
 
@@ -120,6 +126,7 @@ def finetune(
     before, after = _Finetuning(
         student=student,
         train=train,
+        heads=tuple(heads),
         logits=torch.from_numpy(logits),
         settings=settings,
         device=device,
@@ -185,14 +192,16 @@ class _Finetuning:
 
     student: Student
     train: ImageSet
+    heads: tuple[Head, ...]
     logits: Tensor
-    """Of the float network, N x K."""
+    """Of the float network, N x the columns of all heads."""
     settings: QatSettings
     device: torch.device
 
     def run(self) -> tuple[float, float]:
         """Fine-tune the student; return its loss on calibration images before and after."""
-        chosen = np.array(spread(self.train.labels.tolist(), _CALIBRATION_IMAGES))
+        groups = strata_of(self.train.targets, self.heads).tolist()
+        chosen = np.array(spread(groups, _CALIBRATION_IMAGES))
         parts = np.array_split(chosen, math.ceil(len(chosen) / self.settings.batch_size))
         self._calibrate(parts)
         before = self._mean_loss(parts)
@@ -241,8 +250,22 @@ class _Finetuning:
 
     def _loss(self, batch: NDArray[np.intp]) -> Tensor:
         logits = self.student(self._images(batch))
-        labels = torch.from_numpy(self.train.labels[batch]).to(self.device)
-        wanted = self.logits[batch].to(self.device).log_softmax(1)
-        divergence = F.kl_div(logits.log_softmax(1), wanted, reduction="batchmean", log_target=True)
+        targets = torch.from_numpy(self.train.targets[batch]).float().to(self.device)
+        taught = self.logits[batch].to(self.device)
+        distance = distillation_loss(self.heads, logits, taught, temperature=1)
         share = self.settings.distillation
-        return (1 - share) * F.cross_entropy(logits, labels) + share * divergence
+        return (1 - share) * labels_loss(self.heads, logits, targets) + share * distance
+
+
+def labels_loss(heads: Sequence[Head], logits_nc: Tensor, targets_nh: Tensor) -> Tensor:
+    """Return the mean over the heads of each one's loss; unknown targets, NaN, cost nothing."""
+    losses = []
+    of_heads = zip(heads, columns_of(heads), targets_nh.unbind(1), strict=True)
+    for head, columns, targets in of_heads:
+        own = logits_nc[:, columns]
+        if head.kind == "regression":
+            found = value_costs(own[:, 0], targets, head, "mse")
+        else:
+            found = (class_costs if head.kind == "multiclass" else step_costs)(own, targets)
+        losses.append(found.costs.sum() / found.counts.sum().clamp(min=1))
+    return torch.stack(losses).mean()

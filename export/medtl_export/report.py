@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medtl_export.card import card_json
+from medtl_export.cutoffs import DEFAULT_MISSES
 from medtl_export.gate import Difference
 from medtl_export.targets import TARGETS
 from medtl_runtime.files import write_text
@@ -90,12 +91,13 @@ def write_report(
             facts=description.provenance,
             account=account,
             wanted=TARGETS[account["target"]].precision if account else None,
-            metric=_metric(account) if account else None,
+            metric=_metric(description) if account else None,
+            worst=_metric(description, account.get("head")) if account else None,
             reference=_reference(account) if account else None,
             candidates=candidates(description),
             timed=timed,
             optimal=[point.number for point in frontier(timed)],
-            picture=_picture(timed, account) if account and len(timed) > 1 else None,
+            picture=_picture(timed, description) if account and len(timed) > 1 else None,
             kept=_kept(account) if account else [],
             card=card_json(description, subgroups=(), digest=digest, size_bytes=size_bytes),
             size_bytes=size_bytes,
@@ -113,7 +115,7 @@ def candidates(description: Description) -> list[Mapping[str, Any]]:
     rows = list(account["search"])
     if description.precision == "fp32" or any(row["verdict"] == "chosen" for row in rows):
         return rows
-    measured = {name: account[name] for name in ("latency", "difference", "flips")}
+    measured = {name: account[name] for name in ("latency", "difference", "head", "flips")}
     name = {"fp16": "float16"}.get(description.precision, description.precision)
     return [*rows, {"name": name, **measured, "error": None, "verdict": "chosen"}]
 
@@ -192,14 +194,16 @@ def frontier(timed: Sequence[Point]) -> list[Point]:
     return sorted(best, key=lambda p: (p.milliseconds, p.number))
 
 
-def _picture(timed: Sequence[Point], account: Mapping[str, Any]) -> Markup:
+def _picture(timed: Sequence[Point], description: Description) -> Markup:
     """Return the difference of the metric against the time, as SVG."""
+    account, metric = description.quantisation, _metric(description)
+    assert account is not None
     judged, span = [p for p in timed if p.difference], _span(timed)
     lanes = _lanes([p for p in timed if not p.difference], 0.035 * (span[1] - span[0]))
     heights = [5.0, 0.2 + 0.16 * len(lanes)] if lanes else [5.0]
     figure = Figure(figsize=(9.4, sum(heights)))
     rows = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)
-    axes, lowest, metric = rows[0, 0], rows[-1, 0], _metric(account)
+    axes, lowest = rows[0, 0], rows[-1, 0]
     size = account["conditions"]["batch_size"]
     what = "one image" if size == 1 else f"a batch of {size} images"
     lowest.set_xlabel(f"Milliseconds for {what} (left is faster)")
@@ -217,9 +221,15 @@ def _picture(timed: Sequence[Point], account: Mapping[str, Any]) -> Markup:
     return pages.plot(figure, words)
 
 
-def _metric(account: Mapping[str, Any]) -> str:
-    name = account["metric"]
-    return name.upper() if name == "auroc" else name.replace("_", " ")
+def _metric(description: Description, of: str | None = None) -> str:
+    """Return what the gate compares, by all heads or by the one ``of`` a name, in words."""
+    assert description.quantisation is not None
+    kinds = {head.kind for head in description.heads if of in (None, head.name)}
+    if kinds == {"regression"}:
+        return "R²"
+    metric: str = description.quantisation["metric"]
+    name = "AUROC" if metric == "auroc" else metric.replace("_", " ")
+    return f"{name} or R²" if "regression" in kinds else name
 
 
 def _reference(account: Mapping[str, Any]) -> str:
@@ -314,10 +324,20 @@ def _kept(account: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _error_rate(description: Description) -> float | None:
+    """Return the error rate that was asked for; None for none."""
+    for own in description.decision.heads:
+        if own.triage is not None:
+            return own.triage.error_rate
+        if own.interval is not None and own.interval.coverage != 1 - DEFAULT_MISSES:
+            return round(1 - own.interval.coverage, 12)
+    return None
+
+
 def _command(description: Description) -> str:
     """Return the command that exports the same again, as far as the description knows it."""
     facts, account = description.provenance, description.quantisation
-    novelty, triage = description.decision.novelty, description.decision.triage
+    novelty = description.decision.novelty
     distilled = (account or {}).get("distillation")
     run = distilled["teacher"]["name"] if distilled else facts["run"]
     options: dict[str, Any] = {"--output": f"models/{description.name}.onnx"}
@@ -334,7 +354,7 @@ def _command(description: Description) -> str:
             "--threads": account["conditions"]["threads"],
         }
     options["--false-refusal-rate"] = novelty.false_refusal_rate if novelty else 0
-    options["--error-rate"] = triage.error_rate if triage else None
+    options["--error-rate"] = _error_rate(description)
     options["--aggregation"] = description.aggregation
     first = ["medtl-export", f"runs/{run}", *(["--quantize"] if account else [])]
     first += ["--qat"] if account and account.get("qat") else []

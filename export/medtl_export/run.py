@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +19,19 @@ from medtl_export.intended_use import intended_use
 from medtl_export.settings import Settings
 from medtl_export.source import Source, read_source, training_images
 from medtl_export.targets import Target, find_target, not_measured, open_session
-from medtl_models.network import Network
-from medtl_runtime.decision import Decision
+from medtl_models.ensemble import Classifier
+from medtl_runtime.decision import Decision, HeadDecision
 from medtl_runtime.engines import load_engine
+from medtl_runtime.errors import UsageError
 from medtl_runtime.files import refuse_existing, written_whole
+from medtl_runtime.heads import Head, columns_of
 from medtl_runtime.intended_use import IntendedUse
 from medtl_runtime.modelfile import Description
 from medtl_runtime.novelty import EmbeddingReference
 from medtl_runtime.onnxfile import read_model_file
-from medtl_train import metrics
 from medtl_train.config import DistilConfig
 from medtl_train.console import Reporter
-from medtl_train.dataset import ImageSet
+from medtl_train.images import ImageSet
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -46,6 +47,7 @@ class Exported:
     precision: str
     account: dict[str, Any] | None
     """Of the quantisation; None where none was asked for."""
+    heads: tuple[Head, ...]
     decision: Decision
     intended_use: IntendedUse
     documents: tuple[Path, ...]
@@ -95,7 +97,7 @@ def export(
     reference = taught.torch_logits()
     reporter = reporter or Reporter(quiet=True)
     student = read_source(_distilled(run, settings.distil, note, reporter), note)
-    teacher = taught.scored(reference)
+    teacher = taught.validation.judged(reference)
     return _export(student, teacher, path, settings, target, key, note)
 
 
@@ -138,7 +140,7 @@ class _Asked:
 
 def _export(
     source: Source,
-    teacher: metrics.Scored | None,
+    teacher: compare.Judgement | None,
     path: Path,
     settings: Settings,
     target: Target,
@@ -172,6 +174,7 @@ def _export(
         parity=parity,
         precision=chosen.precision,
         account=chosen.account,
+        heads=source.about.heads,
         decision=decision,
         intended_use=asked.intended_use,
         documents=_documents(source, path, described, data, chosen, floating),
@@ -180,22 +183,25 @@ def _export(
 
 def _asked(
     source: Source,
-    teacher: metrics.Scored | None,
+    teacher: compare.Judgement | None,
     settings: Settings,
     target: Target,
     note: Callable[[str], None],
 ) -> _Asked:
     """Refuse what cannot be done before anything is traced; read what is needed to do it."""
     about, val = source.about, source.val
+    if settings.quantise and settings.quantise.qat and about.members > 1:
+        found = f"{source.folder} is an ensemble of {about.members}"
+        raise UsageError(f"--qat fine-tunes one network; {found}")
     cutoffs.require_enough(
-        val.labels,
-        about.classes,
+        about.heads,
+        val.targets,
         false_refusal_rate=settings.false_refusal_rate,
         error_rate=settings.error_rate,
     )
     contract = intended_use(source.summary["data"]["headers"], settings.intended_use)
     reference = source.torch_logits()
-    gate = _gate(source, settings, teacher or source.scored(reference))
+    gate = _gate(source, settings, teacher or source.validation.judged(reference))
     novelty = cutoffs.wants_novelty(len(val), settings.false_refusal_rate, note)
     calibration = settings.quantise.calibration_images if settings.quantise else 0
     return _Asked(
@@ -210,17 +216,12 @@ def _asked(
 
 
 def _traced(
-    source: Source, asked: _Asked, network: Network, note: Callable[[str], None]
+    source: Source, asked: _Asked, network: Classifier, note: Callable[[str], None]
 ) -> tuple[Chosen, compare.Parity]:
     """Return the float network as ONNX, which computes what torch computes."""
     note("tracing")
     floating = _floating(graph.to_onnx(network, source.about.recipe), source.val, asked.target)
-    parity = compare.check_parity(
-        asked.reference,
-        floating.outputs.logits,
-        source.scored(asked.reference),
-        source.temperature,
-    )
+    parity = compare.check_parity(asked.reference, floating.outputs.logits, source.validation)
     compare.check_maps(floating.outputs, compare.MAPS_TOLERANCE["fp32"])
     note(
         f"parity with torch on {parity.images} validation images: "
@@ -232,7 +233,7 @@ def _traced(
 def _question(
     source: Source,
     asked: _Asked,
-    network: Network,
+    network: Classifier,
     floating: Chosen,
     teacher: dict[str, Any] | None,
 ) -> Question:
@@ -263,7 +264,8 @@ def _documents(
 ) -> tuple[Path, ...]:
     rows = documents.subgroup_rows(
         source.images,
-        source.scored(chosen.outputs.logits),
+        source.val.targets,
+        source.validation.judged(chosen.outputs.logits),
         patients_known=source.summary["data"]["patients_known"],
     )
     return documents.write(
@@ -282,13 +284,12 @@ def _teacher(summary: dict[str, Any]) -> dict[str, Any]:
     return {"teacher": {name: facts[name] for name in ("name", "arch")}}
 
 
-def _gate(source: Source, settings: Settings, reference: metrics.Scored) -> Gate | None:
+def _gate(source: Source, settings: Settings, reference: compare.Judgement) -> Gate | None:
     if settings.quantise is None:
         return None
     gate = Gate(
         reference=reference,
-        temperature=source.temperature,
-        point=source.point,
+        validation=source.validation,
         metric=settings.quantise.metric,
         max_drop=settings.quantise.max_drop,
     )
@@ -307,24 +308,39 @@ def _decide(
     source: Source, asked: _Asked, chosen: Chosen
 ) -> tuple[Decision, EmbeddingReference | None]:
     """Return how logits become findings, and what novelty is measured from."""
-    triage, novelty, reference = None, None, None
-    outputs, labels = chosen.outputs, source.val.labels
-    settings, train = asked.settings, asked.train
-    if settings.error_rate is not None:
-        rate = settings.error_rate
-        triage = cutoffs.fit_triage(outputs.logits, labels, source.temperature, rate)
+    heads, settings, train = source.about.heads, asked.settings, asked.train
+    novelty, reference = None, None
     if asked.novelty:
         assert train is not None
         rate = settings.false_refusal_rate or cutoffs.DEFAULT_RATE
         trained = compare.run_all(chosen.session, train.pixels)
-        reference, novelty = cutoffs.fit_novelty(trained, train.labels, outputs, rate)
-    decision = Decision(
-        temperature=source.temperature,
-        operating_point=source.point,
-        triage=triage,
-        novelty=novelty,
+        reference, novelty = cutoffs.fit_novelty(
+            heads, trained, train.targets, chosen.outputs, rate
+        )
+    fitted = source.validation.decision.heads
+    of_heads = zip(heads, fitted, columns_of(heads), source.val.targets.T, strict=True)
+    decided = tuple(
+        _with_limits(head, own, chosen.outputs.logits[:, columns], targets, settings.error_rate)
+        for head, own, columns, targets in of_heads
     )
-    return decision, reference
+    return Decision(heads=decided, novelty=novelty), reference
+
+
+def _with_limits(
+    head: Head,
+    decision: HeadDecision,
+    logits: NDArray[np.float32],
+    targets: NDArray[np.float64],
+    error_rate: float | None,
+) -> HeadDecision:
+    """Return a head's decision with when it abstains, or with how far its value may be off."""
+    if head.kind == "regression":
+        interval = cutoffs.fit_interval(head, logits, targets, error_rate)
+        return replace(decision, interval=interval)
+    if error_rate is None:
+        return decision
+    triage = cutoffs.fit_triage(head, logits, targets, decision.temperature, error_rate)
+    return replace(decision, triage=triage)
 
 
 def _written(

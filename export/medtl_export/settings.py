@@ -7,7 +7,7 @@ from typing import Any
 
 from medtl_export.intended_use import edits
 from medtl_models.architectures import ARCHITECTURES
-from medtl_runtime.decision import Aggregation
+from medtl_runtime.aggregation import Aggregation
 from medtl_runtime.errors import UsageError
 
 METRICS = ("auroc", "balanced_accuracy", "sensitivity")
@@ -19,10 +19,11 @@ class Quantising:
     """How the quantised model is looked for, and what it has to hold."""
 
     metric: str = "auroc"
-    """That must not drop: one of `METRICS`; sensitivity is at the operating point."""
+    """That must not drop: one of `METRICS`; sensitivity is at the operating point. Of a regression
+    it is R^2."""
     max_drop: float | None = 0.005
-    """Largest accepted loss of the metric on the validation set, by the lower bound of its 95 %
-    interval. None accepts any."""
+    """Largest accepted loss of each head's metric on the validation set, by the lower bound of its
+    95 % interval. None accepts any."""
     calibration_images: int = 300
     """Training images that ranges are taken from."""
     batch_size: int = 1
@@ -65,7 +66,8 @@ class Settings:
     no check where they cannot."""
     error_rate: float | None = None
     """Of the images of a class, the share that may lack the class in the prediction set; None for
-    a model that never abstains."""
+    a model that never abstains. Of a regression, how often its interval may miss; None:
+    `cutoffs.DEFAULT_MISSES`."""
     aggregation: Aggregation = field(default_factory=Aggregation)
     """Over the slices of a series."""
     intended_use: Mapping[str, Any] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """A finished run, read again: its network, its figures and its images as training saw them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medtl_runtime.decision import OperatingPoint, probabilities
+from medtl_export.compare import Validation
+from medtl_runtime.decision import Decision, HeadDecision, OperatingPoint
 from medtl_runtime.errors import UsageError
-from medtl_train import metrics
+from medtl_runtime.heads import Head
 from medtl_train.checkpoint import About, Checkpoint, load_run
-from medtl_train.dataset import Image, ImageSet, image_set
 from medtl_train.finished import read_images, read_summary
-from medtl_train.fit import predict_logits
+from medtl_train.images import Image, ImageSet, image_set
+from medtl_train.predict import predict_logits
 
 LEAST_CALIBRATION_IMAGES = 8
 """Fewer do not tell the range of activations."""
@@ -43,28 +44,32 @@ class Source:
         return self.saved.about
 
     @property
-    def temperature(self) -> float:
-        """That its logits are divided by."""
-        return self.summary["temperature"]
-
-    @property
-    def point(self) -> OperatingPoint:
-        """How its probabilities become a finding."""
-        return OperatingPoint(**self.summary["operating_point"])
+    def validation(self) -> Validation:
+        """The validation images, with the temperatures and operating points of the run."""
+        return Validation(
+            heads=self.about.heads,
+            targets=self.val.targets,
+            patients=self.val.patients,
+            decision=fitted_in(self.summary, self.about.heads),
+        )
 
     def torch_logits(self) -> NDArray[np.float32]:
         """Return what torch says of the validation images, (N, K)."""
         return predict_logits(self.saved.restore(), self.val.pixels, torch.device("cpu"))
 
-    def scored(self, logits: NDArray[np.float32]) -> metrics.Scored:
-        """Return the validation images with what a network says of them, (N, K)."""
-        return metrics.Scored(
-            labels=self.val.labels,
-            probabilities=probabilities(logits, self.temperature),
-            patients=self.val.patients,
-            classes=self.about.classes,
-            point=self.point,
+
+def fitted_in(summary: Mapping[str, Any], heads: Sequence[Head]) -> Decision:
+    """Return the temperatures and operating points that a run's ``metrics.json`` holds."""
+    rows = [summary["heads"][head.name] for head in heads]
+    return Decision(
+        heads=tuple(
+            HeadDecision(
+                temperature=row["temperature"],
+                operating_point=OperatingPoint(**row["operating_point"]),
+            )
+            for row in rows
         )
+    )
 
 
 def read_source(run: Path, note: Callable[[str], None]) -> Source:

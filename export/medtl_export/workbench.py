@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from medtl_export import bias, latency, ranges, rewrite
-from medtl_export.compare import Outputs, machine, run_all
+from medtl_export.compare import Judgement, Outputs, machine, run_all
 from medtl_export.gate import Gate, Verdict
 from medtl_export.graph import without_traces
 from medtl_export.latency import Latency
@@ -21,8 +21,10 @@ from medtl_export.ranges import Method, Spread
 from medtl_export.structure import Structure, structure_of
 from medtl_export.targets import Target, open_session
 from medtl_export.topology import Topology
+from medtl_runtime.heads import columns_of
 from medtl_runtime.recipe import as_batch
 from medtl_runtime.selftest import Runs
+from medtl_train.staging import Pixels
 
 Operators = Literal["all", "sums", "products"]
 
@@ -83,7 +85,7 @@ class Workbench:
     conditions: Conditions
     calibration: NDArray[np.uint16]
     """Canonical training images, N x C x H x W."""
-    validation: NDArray[np.uint16]
+    validation: Pixels
     gate: Gate
     ledger: Ledger
     tick: Callable[[], None] = field(default=lambda: None)
@@ -204,16 +206,16 @@ class Workbench:
     def error(self, choice: Choice) -> float:
         """Return the mean square by which logits of calibration images differ from the float ones.
 
-        It is relative to their variance. Ranges and parts are chosen by it, which leaves the
-        validation images to judge the outcome.
+        It is relative to their variance, and the mean over the heads. Ranges and parts are chosen
+        by it, which leaves the validation images to judge the outcome.
         """
         return self.ledger.measured(f"{choice.name}, error", lambda: self.measured_error(choice))
 
     def measured_error(self, choice: Choice) -> float:
         """Measure what `error` returns, whatever the ledger holds."""
         found = run_all(self.session(choice), self.calibration[:_COMPARED_IMAGES]).logits
-        difference = np.square(found - self._float_logits, dtype=np.float64).mean()
-        return float(difference / max(self._float_logits.var(dtype=np.float64), 1e-12))
+        columns = columns_of(self.gate.validation.heads)
+        return float(np.mean([_off(found[:, k], self._float_logits[:, k]) for k in columns]))
 
     @cached_property
     def _float_logits(self) -> NDArray[np.float32]:
@@ -226,14 +228,14 @@ def facts_of(bench: Workbench) -> dict[str, object]:
     A run can be copied to another machine, where other times hold.
     """
     gate, conditions = bench.gate, bench.conditions
-    images = hashlib.sha256(bench.calibration.tobytes() + bench.validation.tobytes())
-    reference = np.ascontiguousarray(gate.reference.probabilities)
+    images = hashlib.sha256(bench.calibration.tobytes())
+    for index in range(len(bench.validation)):
+        images.update(bench.validation[index : index + 1].tobytes())
     return {
         "graph": hashlib.sha256(bench.model.SerializeToString(deterministic=True)).hexdigest(),
         "images": images.hexdigest(),
-        "reference": hashlib.sha256(reference.tobytes()).hexdigest(),
-        "temperature": gate.temperature,
-        "point": asdict(gate.point),
+        "reference": _digest_of(gate.reference),
+        "decision": gate.validation.decision.to_json(),
         "machine": machine(),
         "target": conditions.target.name,
         "threads": conditions.threads,
@@ -241,3 +243,20 @@ def facts_of(bench: Workbench) -> dict[str, object]:
         "metric": gate.metric,
         "max_drop": gate.max_drop,
     }
+
+
+def _off(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Return the mean squared difference of a head's columns, relative to their variance."""
+    difference = np.square(found - expected, dtype=np.float64).mean()
+    return float(difference / max(expected.var(dtype=np.float64), 1e-12))
+
+
+def _digest_of(judged: Judgement) -> str:
+    """Return a SHA-256 of all that a network says of the validation images."""
+    digest = hashlib.sha256(judged.called.tobytes())
+    for head, answers in judged.answers.items():
+        digest.update(head.encode())
+        for array in vars(answers).values():
+            if isinstance(array, np.ndarray) and array.dtype.kind in "if":
+                digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

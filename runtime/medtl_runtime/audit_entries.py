@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from medtl_runtime import __version__
 
 if TYPE_CHECKING:
-    from medtl_runtime.results import Outcome
+    from medtl_runtime.results import Answered, Outcome
 
 
 def instance_hash(key: bytes, uid: str) -> str:
@@ -87,7 +87,7 @@ def entries_of(
             **run,
             "instance": _hashed(key, outcome.series_instance_uid),
             "status": outcome.status,
-            "finding": outcome.finding,
+            "answers": _answers(outcome),
             "slices": dict(Counter(one.status for one in outcome.slices)),
         }
         return [*entries, series]
@@ -98,11 +98,19 @@ def entries_of(
         "instance": _hashed(key, outcome.header.sop_instance_uid),
         "frame": outcome.frame,
         "status": outcome.status,
-        "finding": None if failed else outcome.finding,
+        "answers": None if failed else _answers(outcome),
         "reason": outcome.error.code if failed else None,
         "attribute": outcome.error.attribute if failed else None,
     }
     return [scan]
+
+
+def _answers(outcome: "Answered") -> dict[str, str | float | None]:
+    """Return the finding, or the value, of each head; None where it abstains."""
+    return {
+        name: one.finding if one.value is None else round(one.value, 6)
+        for name, one in outcome.answers.items()
+    }
 
 
 def _hashed(key: bytes, uid: str) -> str | None:

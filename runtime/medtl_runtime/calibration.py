@@ -1,25 +1,25 @@
-"""Fits what stands between logits and a finding: temperature, operating point, triage.
+"""Fits what stands between logits and a finding: temperature and operating point.
 
-The exporter's side fits on validation images, and ``medtl-infer calibrate`` on local cases, by the
-same functions.
+Training fits on validation images, and ``medtl-infer calibrate`` on local cases, by the same
+functions; so it is with `medtl_runtime.conformal`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medtl_runtime.decision import OperatingPoint, probabilities
+from medtl_runtime.decision import OperatingPoint, plain_point, probabilities
 from medtl_runtime.errors import UsageError
+from medtl_runtime.heads import Head
 
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 20.0
 """Labels that the logits separate would ask for a temperature of 0."""
 
 _BISECTIONS = 60
-_LEAST_RATE = 1e-6
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
@@ -71,6 +71,43 @@ def choose_temperature(
     return fit_temperature(logits, labels)
 
 
+def head_temperature(
+    head: Head,
+    logits: NDArray[np.floating],
+    targets: NDArray[np.floating],
+    *,
+    otherwise: float = 1.0,
+) -> float:
+    """Return the temperature of a head; see `choose_temperature`.
+
+    Each column of a binary or an ordinal head is a choice between the logit 0 and its own; a grade
+    counts in those columns whose condition it meets (CORN).
+
+    Parameters
+    ----------
+    logits
+        The head's columns, N x ``columns``.
+    targets
+        What it should answer, (N,): index of the class or grade; NaN where it is not known.
+
+    Returns
+    -------
+    float
+        1 for a regression; ``otherwise`` where no target is known.
+    """
+    known = ~np.isnan(targets)
+    if head.kind == "regression":
+        return 1.0
+    if not known.any():
+        return otherwise
+    values, labels = np.asarray(logits, np.float64)[known], targets[known].astype(np.int64)
+    if head.kind != "multiclass":
+        met = labels[:, None] >= np.arange(head.columns)
+        labels = (labels[:, None] > np.arange(head.columns))[met].astype(np.int64)
+        values = np.stack([np.zeros(len(labels)), values[met]], axis=1)
+    return choose_temperature(values, labels, otherwise=otherwise)
+
+
 def negative_log_likelihood(chances: NDArray[np.float64], labels: NDArray[np.integer]) -> float:
     """Return the mean of -log p(true class); ``chances`` is N x K, ``labels`` (N,)."""
     true = chances[np.arange(len(labels)), labels]
@@ -87,20 +124,32 @@ def brier_score(chances: NDArray[np.float64], labels: NDArray[np.integer]) -> fl
 class Criterion:
     """What an operating point is chosen for."""
 
-    name: Literal["youden", "sensitivity", "specificity"] = "youden"
+    name: Literal["youden", "sensitivity", "specificity", "cost"] = "youden"
     least: float | None = None
     """For sensitivity and specificity, the share that must be reached, 0 to 1."""
+    costs: tuple[float, float] = (1.0, 1.0)
+    """For cost, what a missed case and a false alarm cost, in any unit; both more than 0."""
+    prevalence: float | None = None
+    """For cost, the share of positive cases to come, 0 to 1; None: that of the cases given."""
 
     @staticmethod
     def parse(text: str) -> "Criterion":
-        """Read ``youden``, ``sensitivity=0.95`` or ``specificity=0.9``."""
-        expected = "expected youden, sensitivity=0.95 or specificity=0.9"
+        """Read ``youden``, ``sensitivity=0.95``, ``specificity=0.9`` or ``cost=5:1``.
+
+        A cost may be followed by ``,prevalence=0.1``.
+        """
+        expected = (
+            "expected youden, sensitivity=0.95, specificity=0.9, cost=5:1 "
+            "or cost=5:1,prevalence=0.1"
+        )
         if text == "youden":
             return Criterion()
         name, equals, value = text.partition("=")
-        if not equals or name not in ("sensitivity", "specificity"):
-            raise UsageError(f"criterion is {text}; {expected}")
         try:
+            if name == "cost":
+                return _parse_cost(value)
+            if not equals or name not in ("sensitivity", "specificity"):
+                raise ValueError(name)
             least = float(value)
         except ValueError as cause:
             raise UsageError(f"criterion is {text}; {expected}") from cause
@@ -111,7 +160,59 @@ class Criterion:
     def __str__(self) -> str:
         if self.name == "youden":
             return "Youden's J"
-        return f"{self.name} of at least {self.least:g}"
+        if self.name != "cost":
+            return f"{self.name} of at least {self.least:g}"
+        missed, alarm = self.costs
+        beside = "" if self.prevalence is None else f" at a prevalence of {self.prevalence:g}"
+        return f"least cost, {missed:g} for a missed case to {alarm:g} for a false alarm{beside}"
+
+
+def _parse_cost(value: str) -> Criterion:
+    """Read what stands behind ``cost=``; raises ValueError on anything else."""
+    costs, comma, rest = value.partition(",")
+    missed, alarm = map(float, costs.split(":"))
+    name, _, share = rest.partition("=")
+    if not (0 < missed < math.inf and 0 < alarm < math.inf) or (comma and name != "prevalence"):
+        raise ValueError(value)
+    prevalence = float(share) if comma else None
+    if prevalence is not None and not 0 < prevalence < 1:
+        raise ValueError(value)
+    return Criterion(name="cost", costs=(missed, alarm), prevalence=prevalence)
+
+
+def choose_point(
+    head: Head,
+    targets: NDArray[np.floating],
+    chances: NDArray[np.float64] | None,
+    *,
+    positive: str | None = None,
+    criterion: Criterion = Criterion(),
+    cases: str = "validation images",
+) -> OperatingPoint:
+    """Return how the answer of a head is chosen; only two classes leave a choice.
+
+    Parameters
+    ----------
+    targets
+        (N,), NaN where one is not known.
+    chances
+        N x K; None for a regression.
+    positive
+        Of a multiclass head with two classes, the one to find; None leaves it at the most probable
+        class. A binary head looks for its second.
+    criterion, cases
+        See `choose_operating_point`.
+    """
+    if head.kind == "binary":
+        positive = positive or head.classes[1]
+    known = ~np.isnan(targets)
+    if len(head.classes) != 2 or head.kind == "ordinal" or positive is None or not known.any():
+        return plain_point(head)
+    assert chances is not None
+    labels = targets[known].astype(np.int64)
+    return choose_operating_point(
+        labels, chances[known], head.classes, positive, criterion=criterion, cases=cases
+    )
 
 
 def choose_operating_point(
@@ -127,7 +228,10 @@ def choose_operating_point(
 
     - ``youden``: the most sensitivity + specificity - 1 (Youden, Cancer 1950);
     - ``sensitivity``: the highest threshold that reaches the share, hence the most specificity;
-    - ``specificity``: the lowest threshold that reaches it, hence the most sensitivity.
+    - ``specificity``: the lowest threshold that reaches it, hence the most sensitivity;
+    - ``cost``: the least expected cost of errors, prevalence x (1 - sensitivity) x cost of a missed
+      case + (1 - prevalence) x (1 - specificity) x cost of a false alarm (Metz, Semin Nucl Med
+      1978; Zweig and Campbell, Clin Chem 1993).
 
     The threshold lies halfway between two neighbouring probabilities, so that it does not hang on
     one image's last digit.
@@ -165,6 +269,10 @@ def _chosen(
     found, alarms = _at_or_above(levels, positives), _at_or_above(levels, negatives)
     # Shares of whole numbers, each rounded once: 1 - 4 / 5 would be less than 0.2.
     sensitivity = found / max(1, len(positives))
+    if criterion.name == "cost":
+        share = len(positives) / (len(positives) + len(negatives))
+        alarm_rate = alarms / max(1, len(negatives))
+        return _cheapest(levels, sensitivity, alarm_rate, share, criterion)
     if criterion.least is None:
         return int(np.argmax(sensitivity - alarms / max(1, len(negatives))))
     if criterion.name == "sensitivity":
@@ -172,6 +280,21 @@ def _chosen(
     specificity = (len(negatives) - alarms) / max(1, len(negatives))
     enough = np.flatnonzero((specificity >= criterion.least) & (levels <= 1))
     return int(enough[-1]) if len(enough) else _above_all(levels, criterion)
+
+
+def _cheapest(
+    levels: NDArray[np.float64],
+    sensitivity: NDArray[np.float64],
+    alarm_rate: NDArray[np.float64],
+    share: float,
+    criterion: Criterion,
+) -> int:
+    """Return the index of the level with the least expected cost; of equals, the fewest alarms."""
+    missed, alarm = criterion.costs
+    prevalence = share if criterion.prevalence is None else criterion.prevalence
+    cost = prevalence * missed * (1 - sensitivity) + (1 - prevalence) * alarm * alarm_rate
+    first = int(levels[1] >= 1)  # a probability of 1 is positive at every threshold
+    return first + int(np.argmin(np.round(cost[first:], 12)))  # equal but for rounding is equal
 
 
 def _at_or_above(levels: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -194,78 +317,3 @@ def _between(levels: NDArray[np.float64], index: int) -> float:
     below = float(levels[index + 1])
     middle = (at + below) / 2
     return middle if middle > below else at  # between neighbouring numbers there is none
-
-
-def images_for(rate: float, *, option: str, scores: int = 1) -> int:
-    """Return how many images it takes to hold a rate: n of them hold ``scores / (n + 1)``.
-
-    Parameters
-    ----------
-    rate
-        Below 1.
-    option
-        Where the rate was given, for the error.
-    scores
-        Between how many the rate is divided.
-
-    Raises
-    ------
-    UsageError
-        The rate is so low that no collection of images holds it.
-    """
-    if not rate >= _LEAST_RATE:  # not a number is refused, too
-        raise UsageError(f"{option} is {rate}; expected {_LEAST_RATE:g} or more")
-    return math.ceil(scores / rate - 1e-9) - 1  # an exact 1 / 0.1 must not become 11
-
-
-def require_for_refusals(rate: float, images: int, *, unit: str) -> None:
-    """Raise `UsageError` if so few images, called ``unit``, cannot hold a false-refusal rate."""
-    least = images_for(rate, option="--false-refusal-rate", scores=2)
-    if images < least:
-        found = f"takes {least} {unit}; there are {images}"
-        raise UsageError(f"--false-refusal-rate {rate:g} {found}")
-
-
-def require_for_triage(
-    rate: float, counts: Mapping[int, int], classes: Sequence[str], *, unit: str
-) -> None:
-    """Raise `UsageError` if so few of a class, counted by its index, cannot hold an error rate."""
-    least = images_for(rate, option="--error-rate")
-    for index, name in enumerate(classes):
-        if counts[index] < least:
-            found = f"takes {least} {unit} of each class; {name} has {counts[index]}"
-            raise UsageError(f"--error-rate {rate:g} {found}")
-
-
-def conformal_thresholds(
-    labels: NDArray[np.integer], chances: NDArray[np.float64], error_rate: float
-) -> tuple[float, ...]:
-    """Return the least probability at which each class stays in the prediction set.
-
-    Class-wise (Mondrian) split conformal prediction (Vovk, Gammerman and Shafer, 2005; Angelopoulos
-    and Bates, 2021): for a further image of a class, exchangeable with those given of it, the class
-    is missing from its set with a probability of at most ``error_rate``. With n images of a class
-    the threshold is the floor((n + 1) error_rate)-th smallest of their probabilities of the class;
-    where that is less than the first, there are too few images to exclude the class ever, and the
-    threshold is 0.
-
-    Parameters
-    ----------
-    labels
-        Index of the true class, (N,).
-    chances
-        N x K, of images that nothing was fitted on but the temperature and the operating point.
-    error_rate
-        Between 0 and 1.
-    """
-    if not 0 < error_rate < 1:
-        raise UsageError(f"error rate is {error_rate}; expected more than 0 and less than 1")
-    return tuple(
-        _least_probability(chances[labels == k, k], error_rate) for k in range(chances.shape[1])
-    )
-
-
-def _least_probability(own: NDArray[np.float64], error_rate: float) -> float:
-    # The product of exact decimals must not fall below a whole number by rounding.
-    rank = math.floor((len(own) + 1) * error_rate + 1e-9)
-    return float(np.sort(own)[min(rank, len(own)) - 1]) if rank and len(own) else 0.0

@@ -1,7 +1,6 @@
 """The command ``medtl-infer``: parse, run, print."""
 
 import gc
-import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ SUBCOMMANDS = {
     "calibrate": "medtl_runtime.calibrate_cli",
     "verify": "medtl_runtime.verify_cli",
 }
-"""The module of each; the command in it has the same name."""
 
 
 @click.command(epilog=commands.EXIT_CODES, context_settings=commands.SETTINGS)
@@ -50,6 +48,11 @@ SUBCOMMANDS = {
     type=commands.PATH,
     metavar="DIR",
     help="Write it as a DICOM Secondary Capture.",
+)
+@click.option(
+    "--head",
+    metavar="NAME",
+    help="Of several heads, whose finding heat maps show. Default: the first with one to show.",
 )
 @click.option(
     "--sr",
@@ -119,6 +122,7 @@ def infer(
     csv: Path | None,
     heatmap: Path | None,
     heatmap_dicom: Path | None,
+    head: str | None,
     sr: Path | None,
     codes: Path | None,
     watch: Path | None,
@@ -182,6 +186,7 @@ def infer(
         csv=csv,
         heatmap=heatmap,
         heatmap_dicom=heatmap_dicom,
+        head=head,
         sr=sr,
         codes=codes,
         audit=audit,
@@ -202,10 +207,7 @@ def infer(
 
 def main() -> NoReturn:
     """Run the command; the console script's entry."""
-    if len(sys.argv) > 1 and sys.argv[1] in SUBCOMMANDS:
-        name = sys.argv.pop(1)
-        module = importlib.import_module(SUBCOMMANDS[name])
-        commands.run(getattr(module, name), f"medtl-infer {name}")
+    commands.run_within(SUBCOMMANDS, "medtl-infer")
     _start_fast()
     commands.run(infer, "medtl-infer")
 
@@ -220,6 +222,7 @@ _NEEDED = {
     **dict.fromkeys((*_FILES, "--audit"), _SCANS),
     "--workers": (_SCAN,),
     "--batch-size": (_SCAN,),
+    "--head": ("--heatmap", "--heatmap-dicom"),
     "--codes": ("--sr",),
     "--audit-key": ("--audit",),
     "--overwrite": _FILES,
@@ -294,7 +297,7 @@ def _show_info(predictor: "Predictor", as_json: bool) -> None:
     document["intended_use"] = [str(rule) for rule in described.intended_use.rules]
     if described.embedding_reference is not None:
         document["embedding_reference"] = str(described.embedding_reference)
-    for line in _outline(document):
+    for line in _outline(_by_head(document)):
         commands.show(commands.printable(line))
 
 
@@ -307,6 +310,17 @@ def _info(predictor: "Predictor") -> dict[str, Any]:
     }
     document = json.loads(predictor.description.to_json())
     return {**files, **document, "decision": predictor.decision.to_json()}
+
+
+def _by_head(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the document with each head's decision beside it, for people to read."""
+    decision = document["decision"]
+    heads = {
+        head["name"]: {name: head[name] for name in head if name != "name"} | own
+        for head, own in zip(document["heads"], decision["heads"], strict=True)
+    }
+    rest = {name: document[name] for name in document if name not in ("heads", "decision")}
+    return {**rest, "heads": heads, "novelty": decision["novelty"]}
 
 
 def _outline(value: dict[str, Any], indent: str = "") -> Iterator[str]:

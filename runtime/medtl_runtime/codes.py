@@ -1,4 +1,4 @@
-"""Which codes stand for a model's classes in DICOM; `docs/structured-report.md` shows a file."""
+"""Which codes stand for a model's classes and values; `docs/structured-report.md` shows a file."""
 
 import hashlib
 import re
@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medtl_runtime.answers import label_of
 from medtl_runtime.errors import UsageError
+from medtl_runtime.heads import Head
 
 PRIVATE_SCHEME = "99MEDTL"
 """Coding scheme of labels that no file maps; designators from 99 on are private (PS3.3 8.2)."""
@@ -32,14 +34,21 @@ _ANY_PROCEDURE = Code(value="363679005", scheme="SCT", meaning="Imaging procedur
 
 @dataclass(frozen=True, kw_only=True)
 class Codes:
-    """The codes for a model's classes, and for the procedure that its reports are about."""
+    """The codes for a model's classes and values, and for the procedure that reports are about."""
 
     classes: Mapping[str, Code] = field(default_factory=dict)
+    """By the name of the class; of several heads by HEAD=CLASS."""
+    values: Mapping[str, Code] = field(default_factory=dict)
+    """By the name of the regression."""
     procedure: Code = _ANY_PROCEDURE
 
     def of(self, label: str) -> Code:
         """Return the code of a class; a private one where no file maps it."""
         return self.classes.get(label) or private_code(label)
+
+    def of_value(self, name: str) -> Code:
+        """Return the code of what a regression measures; a private one where no file maps it."""
+        return self.values.get(name) or private_code(name)
 
 
 def private_code(label: str) -> Code:
@@ -63,16 +72,16 @@ def one_line(text: str, most: int = 64) -> str:
     return (line if len(line) <= most else line[: most - 1] + "…").strip()
 
 
-def read_codes(path: Path, classes: Sequence[str]) -> Codes:
-    """Read a TOML file with a table for each mapped class, and one for the procedure.
+def read_codes(path: Path, heads: Sequence[Head]) -> Codes:
+    """Read a TOML file with a table for each mapped class or value, and one for the procedure.
 
     Parameters
     ----------
     path
-        The file: ``[classes.LABEL]`` and ``[procedure]``, both optional, each with ``value`` (at
-        most 16 characters), ``scheme`` (16) and ``meaning`` (64).
-    classes
-        The model's; a label that is not one of them is refused, because it is a slip.
+        The file: ``[classes.LABEL]``, ``[values.HEAD]`` and ``[procedure]``, all optional, each
+        with ``value`` (at most 16 characters), ``scheme`` (16) and ``meaning`` (64).
+    heads
+        The model's; a label that is not one of theirs is refused, because it is a slip.
 
     Raises
     ------
@@ -80,18 +89,29 @@ def read_codes(path: Path, classes: Sequence[str]) -> Codes:
         The file cannot be read, or a field is missing, unknown, empty or too long.
     """
     document = _document(path)
-    _refuse_unknown(document, ("classes", "procedure"), path, "")
-    tables = _table(document.get("classes", {}), path, "classes")
+    _refuse_unknown(document, ("classes", "values", "procedure"), path, "")
+    classes = [label_of(heads, head, name) for head in heads for name in head.classes]
+    values = [head.name for head in heads if head.kind == "regression"]
+    given = document.get("procedure")
+    return Codes(
+        classes=_mapped(document, path, "classes", classes, "class"),
+        values=_mapped(document, path, "values", values, "regression"),
+        procedure=_ANY_PROCEDURE if given is None else _code(given, path, "procedure"),
+    )
+
+
+def _mapped(
+    document: Mapping[str, Any], path: Path, name: str, known: Sequence[str], kind: str
+) -> dict[str, Code]:
+    """Return the codes of the table ``name``, whose keys have to be among those known."""
+    tables = _table(document.get(name, {}), path, name)
     for label in tables:
-        if label not in classes:
-            expected = ", ".join(classes)
+        if label not in known:
+            expected = ", ".join(known) or "none"
             raise UsageError(
-                f"{path}: classes.{label} is no class of the model; expected {expected}"
+                f"{path}: {name}.{label} is no {kind} of the model; expected {expected}"
             )
-    mapped = {label: _code(data, path, f"classes.{label}") for label, data in tables.items()}
-    if "procedure" not in document:
-        return Codes(classes=mapped)
-    return Codes(classes=mapped, procedure=_code(document["procedure"], path, "procedure"))
+    return {label: _code(data, path, f"{name}.{label}") for label, data in tables.items()}
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 import tomllib
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -63,6 +63,20 @@ def run(command: click.Command, program: str) -> NoReturn:
         click.echo(f"internal error: {_place(error)}; MEDTL_TRACEBACK=1 shows more", err=True)
         code = MedtlError.exit_code
     sys.exit(code or 0)
+
+
+def run_within(subcommands: Mapping[str, str], program: str) -> None:
+    """Run the command within a program that the first argument names, and exit; or do nothing.
+
+    Parameters
+    ----------
+    subcommands
+        The module of each by its name; the command in it has the same name.
+    """
+    if len(sys.argv) > 1 and sys.argv[1] in subcommands:
+        name = sys.argv.pop(1)
+        module = importlib.import_module(subcommands[name])
+        run(getattr(module, name), f"{program} {name}")
 
 
 def _place(error: Exception) -> str:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from medtl_runtime.decision import Decision
+    from medtl_runtime.heads import Head
     from medtl_runtime.scan import Source
 
 Sources = Mapping[str, "Source"]
@@ -93,15 +94,17 @@ class HeatMaps:
 
     kind = "heatmap"
 
-    def __init__(self, names: Names) -> None:
-        self._names = names
+    def __init__(self, names: Names, head: str | None = None) -> None:
+        """Begin; ``head`` is whose finding, see `heatmap.shown_head`."""
+        self._names, self._head = names, head
 
     def write(self, outcome: Outcome, sources: Sources) -> list[Path]:  # noqa: ARG002
         """Write a picture for each image; see `Companion.write`."""
         from medtl_runtime.heatmap import write_heatmap
 
         return [
-            write_heatmap(one, self._names.take(one.scan, one.frame)) for one in _images(outcome)
+            write_heatmap(one, self._names.take(one.scan, one.frame), self._head)
+            for one in _images(outcome)
         ]
 
     def finish(self) -> int:
@@ -114,8 +117,9 @@ class SecondaryCaptures:
 
     kind = "secondary_capture"
 
-    def __init__(self, names: Names) -> None:
-        self._names = names
+    def __init__(self, names: Names, head: str | None = None) -> None:
+        """Begin; ``head`` is whose finding, see `heatmap.shown_head`."""
+        self._names, self._head = names, head
 
     def write(self, outcome: Outcome, sources: Sources) -> list[Path]:
         """Write an object for each image; see `Companion.write`."""
@@ -125,7 +129,7 @@ class SecondaryCaptures:
         from medtl_runtime.secondary_capture import write_secondary_capture
 
         path = self._names.take(result.scan, result.frame)
-        return write_secondary_capture(result, header, path, overwrite=True)
+        return write_secondary_capture(result, header, path, head=self._head, overwrite=True)
 
     def finish(self) -> int:
         """Nothing waits."""
@@ -140,14 +144,14 @@ class Reports:
     def __init__(
         self,
         names: Names,
-        classes: Sequence[str],
+        heads: Sequence["Head"],
         decision: "Decision",
         codes: Path | None,
     ) -> None:
         from medtl_runtime.codes import Codes, read_codes
 
         self._names, self._decision = names, decision
-        self._codes = read_codes(codes, classes) if codes else Codes()
+        self._codes = read_codes(codes, heads) if codes else Codes()
         self._frames: list[Result] = []
         self._headers: list[Dataset] = []
         self._path = Path()

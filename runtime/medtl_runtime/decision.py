@@ -1,31 +1,39 @@
-"""How logits become a finding; the part of a model that a site may fit to its own cases.
+"""How logits become findings; the part of a model that a site may fit to its own cases.
 
 The exporter writes a `Decision` into the model file, and `medtl-infer calibrate` another one into
-the site file beside it (see `medtl_runtime.site`).
+the site file beside it (see `medtl_runtime.site`). `medtl_runtime.answers` applies it.
 """
 
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medtl_runtime.errors import UsageError
+from medtl_runtime.heads import Head, Kind
 
-Rule = Literal["argmax", "threshold"]
-AggregationRule = Literal["max", "mean", "top-k-mean"]
+Rule = Literal["argmax", "threshold", "median", "value"]
+
+_RULES: Mapping[Kind, tuple[Rule, ...]] = {
+    "multiclass": ("argmax", "threshold"),
+    "binary": ("argmax", "threshold"),
+    "ordinal": ("median",),
+    "regression": ("value",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
-    """How a class is chosen from the probabilities.
+    """How an answer is chosen from what the network says.
 
     ``argmax`` takes the most probable class. ``threshold``, for two classes, takes ``positive``
-    when its probability is at least ``threshold``.
+    when its probability is at least ``threshold``. ``median``, for grades, takes the lowest grade
+    that at least half of the probability does not lie above, which makes the least absolute error
+    in grades. ``value`` is that of a regression.
     """
 
     rule: Rule = "argmax"
@@ -38,6 +46,8 @@ class OperatingPoint:
         """Return the class for one image; ``probabilities`` has shape (K,)."""
         if self.rule == "argmax":
             return classes[int(np.argmax(probabilities))]
+        if self.rule == "median":
+            return classes[int(np.argmax(np.cumsum(probabilities) >= 0.5))]
         assert self.positive is not None
         assert self.threshold is not None
         positive = classes.index(self.positive)
@@ -72,10 +82,23 @@ class Triage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Margin:
+    """How far a regression's value may be off: split conformal prediction (Lei et al., 2018)."""
+
+    coverage: float
+    """Of the images, at least this share has its true value within the interval, 0 to 1."""
+    half_width: float
+    """The interval is the value plus or minus this, in the head's unit; 0 or more."""
+    images: int
+    """How many it was fitted on."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoveltyCutoffs:
     """Above which scores an image is refused as unlike the training data; see `novelty`."""
 
-    energy: float
+    energy: float | None
+    """None where no head has classes."""
     mahalanobis: float
     false_refusal_rate: float
     """Share of images like those of the fit that are refused, 0 to 1; by either score."""
@@ -84,23 +107,23 @@ class NoveltyCutoffs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
-    """Everything between logits and a finding."""
+class HeadDecision:
+    """Everything between a head's columns of the logits and its answer."""
 
     temperature: float = 1.0
-    """Logits are divided by it before the softmax (Guo et al., ICML 2017)."""
+    """The columns are divided by it (Guo et al., ICML 2017); 1 for a regression."""
     operating_point: OperatingPoint = OperatingPoint()
     triage: Triage | None = None
-    """None: the model never abstains."""
-    novelty: NoveltyCutoffs | None = None
-    """None: no image is refused as novel."""
+    """None: the head never abstains."""
+    interval: Margin | None = None
+    """Of a regression; None: its value has no interval."""
 
     def finding(
         self, classes: Sequence[str], probabilities: NDArray[np.float64]
     ) -> tuple[str | None, tuple[str, ...] | None]:
         """Return the finding and the prediction set of one image or case.
 
-        The finding is None where the model abstains, the set where there is no triage;
+        The finding is None where the head abstains, the set where there is no triage;
         ``probabilities`` has shape (K,).
         """
         finding = self.operating_point.decide(classes, probabilities)
@@ -109,55 +132,94 @@ class Decision:
         possible = self.triage.prediction_set(classes, probabilities)
         return finding if possible == (finding,) else None, possible
 
-    def check(self, classes: Sequence[str]) -> None:
-        """Raise `UsageError` naming the field that does not fit the classes."""
-        _check_point(self.operating_point, classes)
-        if not 0 < self.temperature < math.inf:
-            raise UsageError(f"temperature is {self.temperature}; expected more than 0")
-        if self.triage is not None:
-            _check_triage(self.triage, classes)
+    @property
+    def is_fitted(self) -> bool:
+        """Whether something was fitted that holds for single images or for series only."""
+        return bool(self.operating_point.rule == "threshold" or self.triage or self.interval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Everything between the logits and the findings."""
+
+    heads: tuple[HeadDecision, ...]
+    """One for each head of the model, in their order."""
+    novelty: NoveltyCutoffs | None = None
+    """None: no image is refused as novel."""
+
+    def check(self, heads: Sequence[Head]) -> None:
+        """Raise `UsageError` naming the field that does not fit the heads."""
+        if len(self.heads) != len(heads):
+            raise UsageError(f"decision about {len(self.heads)} heads; the model has {len(heads)}")
+        for head, own in zip(heads, self.heads, strict=True):
+            _check_head(own, head)
         if self.novelty is not None:
-            _check_novelty(self.novelty)
+            _check_novelty(self.novelty, heads)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values; `from_json` is its inverse."""
-        return asdict(self)
+        return {**asdict(self), "heads": [_head_to_json(one) for one in self.heads]}
 
     @staticmethod
-    def from_json(data: Mapping[str, Any], classes: Sequence[str]) -> "Decision":
+    def from_json(data: Mapping[str, Any], heads: Sequence[Head]) -> "Decision":
         """Read what `to_json` wrote.
 
         Raises
         ------
         UsageError
-            A field is missing, unknown, or does not fit the classes.
+            A field is missing, unknown, or does not fit the heads.
         """
         try:
             fields = dict(data)
             decision = Decision(
-                temperature=_number(fields.pop("temperature")),
-                operating_point=OperatingPoint(**fields.pop("operating_point")),
-                triage=_triage(fields.pop("triage")),
+                heads=tuple(map(_head_decision, fields.pop("heads"))),
                 novelty=_novelty(fields.pop("novelty")),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as cause:
             raise UsageError(f"malformed decision ({cause})") from cause
         if fields:
             raise UsageError(f"decision with unknown fields: {', '.join(sorted(fields))}")
-        decision.check(classes)
+        decision.check(heads)
         return decision
+
+
+def plain_point(head: Head) -> OperatingPoint:
+    """Return how a head's answer is chosen where nothing was fitted."""
+    return OperatingPoint(rule=_RULES[head.kind][0])
+
+
+def plain_decision(heads: Sequence[Head]) -> Decision:
+    """Return a decision to which nothing was fitted."""
+    return Decision(heads=tuple(HeadDecision(operating_point=plain_point(one)) for one in heads))
+
+
+def _head_to_json(decision: HeadDecision) -> dict[str, Any]:
+    document = asdict(decision)
+    if decision.triage is not None:
+        document["triage"]["thresholds"] = list(decision.triage.thresholds)
+    return document
+
+
+def _head_decision(data: Mapping[str, Any]) -> HeadDecision:
+    given = dict(data)
+    triage, interval = given.pop("triage"), given.pop("interval")
+    if triage is not None:
+        triage = Triage(**{**triage, "thresholds": tuple(map(_number, triage["thresholds"]))})
+    decision = HeadDecision(
+        temperature=_number(given.pop("temperature")),
+        operating_point=OperatingPoint(**given.pop("operating_point")),
+        triage=triage,
+        interval=None if interval is None else Margin(**interval),
+    )
+    if given:
+        raise ValueError(f"unknown fields of a head: {', '.join(sorted(given))}")
+    return decision
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number")
     return float(value)
-
-
-def _triage(data: Any) -> Triage | None:
-    if data is None:
-        return None
-    return Triage(**{**data, "thresholds": tuple(map(_number, data["thresholds"]))})
 
 
 def _novelty(data: Any) -> NoveltyCutoffs | None:
@@ -169,7 +231,9 @@ def _is_share(value: object) -> bool:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and -sys.float_info.max <= value <= sys.float_info.max
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _check_count(images: object) -> None:
@@ -177,17 +241,34 @@ def _check_count(images: object) -> None:
         raise UsageError(f"fitted on {images} images; expected 1 or more")
 
 
-def _check_point(point: OperatingPoint, classes: Sequence[str]) -> None:
-    if point.rule not in get_args(Rule):
-        raise UsageError(f"operating point rule is {point.rule}; expected argmax or threshold")
+def _check_head(decision: HeadDecision, head: Head) -> None:
+    _check_point(decision.operating_point, head)
+    if not 0 < decision.temperature < math.inf:
+        raise UsageError(f"temperature is {decision.temperature}; expected more than 0")
+    if head.kind == "regression":
+        if decision.temperature != 1 or decision.triage is not None:
+            raise UsageError(f"head {head.name}: a regression has no temperature and no triage")
+    elif decision.interval is not None:
+        raise UsageError(f"head {head.name} is {head.kind}; only a regression has an interval")
+    if decision.triage is not None:
+        _check_triage(decision.triage, head.classes)
+    if decision.interval is not None:
+        _check_margin(decision.interval)
+
+
+def _check_point(point: OperatingPoint, head: Head) -> None:
+    allowed = _RULES[head.kind]
+    if point.rule not in allowed:
+        expected = f"{' or '.join(allowed)} for {head.kind}"
+        raise UsageError(f"operating point rule is {point.rule}; expected {expected}")
     if not isinstance(point.chosen, str):
         raise UsageError(f"operating point chosen is {point.chosen}; expected words")
-    if point.positive is not None and point.positive not in classes:
+    if point.positive is not None and point.positive not in head.classes:
         raise UsageError(f"operating point positive is {point.positive}; expected a class")
-    if point.rule == "argmax" and point.threshold is not None:
-        raise UsageError(f"operating point with a threshold {point.threshold} for argmax")
+    if point.rule != "threshold" and point.threshold is not None:
+        raise UsageError(f"operating point with a threshold {point.threshold} for {point.rule}")
     if point.rule == "threshold" and (
-        len(classes) != 2 or point.positive is None or not _is_share(point.threshold)
+        len(head.classes) != 2 or point.positive is None or not _is_share(point.threshold)
     ):
         raise UsageError("operating point with a threshold that fits no class")
 
@@ -200,8 +281,19 @@ def _check_triage(triage: Triage, classes: Sequence[str]) -> None:
         raise UsageError(f"triage thresholds are {triage.thresholds}; expected one of 0 to 1 each")
 
 
-def _check_novelty(cutoffs: NoveltyCutoffs) -> None:
-    for field in ("energy", "mahalanobis"):
+def _check_margin(interval: Margin) -> None:
+    if not _is_share(interval.coverage):
+        raise UsageError(f"interval coverage is {interval.coverage}; expected 0 to 1")
+    if not _is_finite(interval.half_width) or interval.half_width < 0:
+        raise UsageError(f"interval half_width is {interval.half_width}; expected 0 or more")
+    _check_count(interval.images)
+
+
+def _check_novelty(cutoffs: NoveltyCutoffs, heads: Sequence[Head]) -> None:
+    scored = any(head.kind != "regression" for head in heads)
+    if not scored and cutoffs.energy is not None:
+        raise UsageError(f"novelty energy is {cutoffs.energy}, and no head has classes")
+    for field in ("energy", "mahalanobis") if scored else ("mahalanobis",):
         value = getattr(cutoffs, field)
         if not _is_finite(value):
             raise UsageError(f"novelty {field} is {value}; expected a number")
@@ -209,38 +301,6 @@ def _check_novelty(cutoffs: NoveltyCutoffs) -> None:
         found = cutoffs.false_refusal_rate
         raise UsageError(f"novelty false_refusal_rate is {found}; expected 0 to 1")
     _check_count(cutoffs.images)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Aggregation:
-    """How the probabilities of a series' slices become those of the case."""
-
-    rule: AggregationRule = "max"
-    k: int | None = None
-    """How many slices ``top-k-mean`` averages; None for the other rules."""
-
-    def __post_init__(self) -> None:
-        if self.rule not in get_args(AggregationRule):
-            expected = ", ".join(get_args(AggregationRule))
-            raise UsageError(f"aggregation is {self.rule}; expected {expected}")
-        if self.rule != "top-k-mean":
-            if self.k is not None:
-                found = f"aggregation {self.rule} with a k, {self.k}"
-                raise UsageError(f"{found}; only top-k-mean has one")
-        elif isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise UsageError(f"aggregation top-k-mean: k is {self.k}; expected 1 or more")
-
-    @staticmethod
-    def parse(text: str) -> "Aggregation":
-        """Read ``max``, ``mean`` or ``top-3-mean``."""
-        if text in ("max", "mean"):
-            return Aggregation(rule=text)
-        if match := re.fullmatch(r"top-(\d{1,6})-mean", text):
-            return Aggregation(rule="top-k-mean", k=int(match[1]))
-        raise UsageError(f"aggregation is {text}; expected max, mean or top-K-mean, K a number")
-
-    def __str__(self) -> str:
-        return f"top-{self.k}-mean" if self.rule == "top-k-mean" else self.rule
 
 
 def probabilities(logits: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """What a model answers: a head for each question, with its own columns of the logits."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
@@ -12,6 +13,13 @@ from numpy.typing import NDArray
 from medtl_runtime.errors import UsageError
 
 Kind = Literal["multiclass", "binary", "ordinal", "regression"]
+
+# What acts on a terminal instead of being shown: control characters, breaks of lines, marks that
+# turn the direction of what follows; and surrogates, which cannot be written at all.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+# A unit is a Code Value in DICOM (PS3.3 8.2), and no backslash may stand there (PS3.5 6.2).
+_UNIT = re.compile(r"[!-\[\]-~]{0,16}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +44,7 @@ class Head:
     kind: Kind = "multiclass"
     classes: tuple[str, ...] = ()
     unit: str = ""
-    """Of a regression's values, in UCUM; empty for none."""
+    """Of a regression's values, in UCUM; at most 16 printable ASCII characters, empty for none."""
     mean: float = 0.0
     std: float = 1.0
     """Of the training values of a regression; more than 0."""
@@ -45,6 +53,8 @@ class Head:
         if self.kind not in get_args(Kind):
             expected = ", ".join(get_args(Kind))
             raise UsageError(f"head {self.name} is {self.kind}; expected {expected}")
+        for word, text in (("name", self.name), *(("class", one) for one in self.classes)):
+            _check_text(word, text)
         if self.kind == "regression":
             _check_regression(self)
         else:
@@ -94,7 +104,7 @@ class Head:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values; `from_json` is its inverse."""
-        return asdict(self)
+        return {**asdict(self), "classes": list(self.classes)}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Head":
@@ -111,10 +121,19 @@ class Head:
             raise UsageError(f"malformed head ({cause})") from cause
 
 
+def _check_text(word: str, text: object) -> None:
+    if not isinstance(text, str) or not text:
+        raise UsageError(f"a head's {word} is {text!r}; expected a name")
+    if CONTROL.search(text):
+        raise UsageError(f"a head's {word} is {text!a}, with a control character")
+
+
 def _check_classes(head: Head) -> None:
     names = head.classes
-    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+    if len(set(names)) != len(names):
         raise UsageError(f"head {head.name}: its classes are {names}; expected different names")
+    if head.unit or (head.mean, head.std) != (0, 1):
+        raise UsageError(f"head {head.name} is {head.kind}; only a regression has a unit and scale")
     if len(names) < 2 or (head.kind == "binary" and len(names) > 2):
         expected = "two" if head.kind == "binary" else "two or more"
         raise UsageError(f"head {head.name}: its classes are {names}; expected {expected}")
@@ -123,6 +142,9 @@ def _check_classes(head: Head) -> None:
 def _check_regression(head: Head) -> None:
     if head.classes:
         raise UsageError(f"head {head.name} is a regression; it has no classes")
+    if not isinstance(head.unit, str) or not _UNIT.fullmatch(head.unit):
+        expected = "at most 16 printable ASCII characters without a backslash"
+        raise UsageError(f"head {head.name}: its unit is {head.unit!a}; expected {expected}")
     if not (math.isfinite(head.mean) and 0 < head.std < math.inf):
         found = f"mean {head.mean} and standard deviation {head.std}"
         raise UsageError(f"head {head.name}: {found}; expected numbers, the second above 0")
@@ -131,6 +153,30 @@ def _check_regression(head: Head) -> None:
 def _sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:
     smaller = np.exp(-np.abs(values))  # never overflows
     return np.where(values >= 0, 1, smaller) / (1 + smaller)
+
+
+def check_heads(heads: Sequence[Head]) -> None:
+    """Raise `UsageError` where there are none, or two have the same name."""
+    names = [head.name for head in heads]
+    if not names:
+        raise UsageError("no heads; a model answers one question or more")
+    if len(set(names)) != len(names):
+        raise UsageError(f"its heads are {', '.join(names)}; expected different names")
+
+
+def find_head(heads: Sequence[Head], name: str) -> Head:
+    """Return a head by its name.
+
+    Raises
+    ------
+    UsageError
+        There is none.
+    """
+    for head in heads:
+        if head.name == name:
+            return head
+    expected = ", ".join(head.name for head in heads)
+    raise UsageError(f"--head {name}: the model has no such head; expected {expected}")
 
 
 def columns_of(heads: Sequence[Head]) -> tuple[slice, ...]:

@@ -14,7 +14,8 @@ import click
 
 from medtl_runtime import commands
 from medtl_runtime.errors import OutputExists, OutputNotWritten, ScanError
-from medtl_runtime.outputs import CsvFile, JsonLines, Sink, Table
+from medtl_runtime.heads import find_head
+from medtl_runtime.outputs import JsonLines, Sink, Table
 from medtl_runtime.results import Failure, Outcome
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Job:
     csv: Path | None = None
     heatmap: Path | None = None
     heatmap_dicom: Path | None = None
+    head: str | None = None
+    """Whose finding the heat maps show; see `heatmap.shown_head`."""
     sr: Path | None = None
     codes: Path | None = None
     audit: Path | None = None
@@ -253,7 +256,9 @@ def _files(count: int) -> str:
 def _sinks(job: Job) -> list[Sink]:
     sinks: list[Sink] = [JsonLines() if job.as_json else Table(job.predictor)]
     if job.csv is not None:
-        sinks.append(CsvFile(job.csv, job.predictor.description.classes, overwrite=job.overwrite))
+        from medtl_runtime.csv_file import CsvFile
+
+        sinks.append(CsvFile(job.csv, job.predictor.description.heads, overwrite=job.overwrite))
     return sinks
 
 
@@ -262,24 +267,23 @@ def _companions(job: Job) -> list["Companion"]:
         return []
     from medtl_runtime import companions
 
+    heads = job.predictor.description.heads
+    if job.head is not None:
+        find_head(heads, job.head)
+
     def names(folder: Path, suffix: str) -> companions.Names:
         return companions.Names(folder, suffix, overwrite=job.overwrite, number=job.stays)
 
     wanted: list[Companion] = []
     if job.heatmap:
-        wanted.append(companions.HeatMaps(names(job.heatmap, ".png")))
+        wanted.append(companions.HeatMaps(names(job.heatmap, ".png"), job.head))
     if job.heatmap_dicom:
-        wanted.append(companions.SecondaryCaptures(names(job.heatmap_dicom, ".heatmap.dcm")))
+        captures = names(job.heatmap_dicom, ".heatmap.dcm")
+        wanted.append(companions.SecondaryCaptures(captures, job.head))
     if job.sr:
         commands.require_packages(("highdicom",), extra="sr", purpose="--sr")
-        wanted.append(
-            companions.Reports(
-                names(job.sr, ".sr.dcm"),
-                job.predictor.description.classes,
-                job.predictor.decision,
-                job.codes,
-            )
-        )
+        reports = names(job.sr, ".sr.dcm")
+        wanted.append(companions.Reports(reports, heads, job.predictor.decision, job.codes))
     return wanted
 
 

@@ -66,7 +66,7 @@ class Worker:
         Parameters
         ----------
         task
-            A name in `TASKS`.
+            A name in `TASKS`, or ``module:function`` of a package above this one.
         arguments
             Of the function; they are pickled, as is the result.
         source
@@ -208,7 +208,7 @@ def _limit(memory: int) -> None:
 
 def _answer(task: str, arguments: tuple[Any, ...]) -> bytes:
     try:
-        module, name = TASKS[task]
+        module, name = TASKS.get(task) or task.split(":")
         function: Callable[..., Any] = getattr(import_module(module), name)
         return pickle.dumps((True, function(*arguments)), protocol=5)
     except MedtlError as error:

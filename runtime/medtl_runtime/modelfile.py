@@ -7,7 +7,6 @@ The description is one JSON document under the key ``medtl`` of the ONNX file's
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,18 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from medtl_runtime.decision import Aggregation, Decision
+from medtl_runtime.aggregation import Aggregation
+from medtl_runtime.decision import Decision
 from medtl_runtime.errors import MedtlError, ModelUnusable
+from medtl_runtime.heads import CONTROL, Head, check_heads, width
 from medtl_runtime.intended_use import IntendedUse
 from medtl_runtime.novelty import EmbeddingReference
 from medtl_runtime.recipe import Recipe
 
 METADATA_KEY = "medtl"
-SCHEMA_VERSION = 3
-
-# What acts on a terminal instead of being shown: control characters, breaks of lines, marks that
-# turn the direction of what follows; and surrogates, which cannot be written at all.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+SCHEMA_VERSION = 4
 
 INPUT = "image"
 OUTPUTS = ("logits", "cam", "embedding")
@@ -48,11 +45,11 @@ class Description:
 
     name: str
     version: str
-    task: str
-    classes: tuple[str, ...]
+    heads: tuple[Head, ...]
+    """What the model answers, in the order of the columns of its logits."""
     recipe: Recipe
     self_test: SelfTest
-    decision: Decision = field(default_factory=Decision)
+    decision: Decision
     aggregation: Aggregation = field(default_factory=Aggregation)
     """Over the slices of a series."""
     intended_use: IntendedUse = field(default_factory=IntendedUse)
@@ -65,12 +62,19 @@ class Description:
     provenance: Mapping[str, Any]
     requires: Mapping[str, Any]
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Of the only head."""
+        (head,) = self.heads
+        return head.classes
+
     def to_json(self) -> str:
         """Return the document that goes into the file."""
         reference = self.embedding_reference
         document = {
             "schema_version": SCHEMA_VERSION,
             **{one.name: getattr(self, one.name) for one in fields(self)},
+            "heads": [head.to_json() for head in self.heads],
             "recipe": self.recipe.to_json(),
             "decision": self.decision.to_json(),
             "aggregation": asdict(self.aggregation),
@@ -98,7 +102,7 @@ class Description:
             expected = f"this version of medtl reads {SCHEMA_VERSION}"
             raise ModelUnusable(path, f"schema version {found}; {expected}")
         try:
-            description = _description(document, path)
+            description = _description(document)
             _check(description, path)
         except ModelUnusable:
             raise
@@ -114,14 +118,14 @@ class Description:
         return description
 
 
-def _description(document: dict[str, Any], path: Path | str) -> Description:
+def _description(document: dict[str, Any]) -> Description:
     test, reference = document.pop("self_test"), document.pop("embedding_reference")
-    classes = tuple(document.pop("classes"))
-    _check_classes(classes, path)  # first, because decisions are about them
+    heads = tuple(map(Head.from_json, document.pop("heads")))
+    check_heads(heads)  # first, because decisions are about them
     return Description(
         recipe=Recipe.from_json(document.pop("recipe")),
-        classes=classes,
-        decision=Decision.from_json(document.pop("decision"), classes),
+        heads=heads,
+        decision=Decision.from_json(document.pop("decision"), heads),
         aggregation=Aggregation(**document.pop("aggregation")),
         intended_use=IntendedUse.from_json(document.pop("intended_use")),
         embedding_reference=None if reference is None else EmbeddingReference.from_json(reference),
@@ -132,15 +136,6 @@ def _description(document: dict[str, Any], path: Path | str) -> Description:
         ),
         **document,
     )
-
-
-def _check_classes(classes: tuple[Any, ...], path: Path | str) -> None:
-    if not all(isinstance(name, str) for name in classes):
-        raise ModelUnusable(path, f"its classes are {classes}; expected names")
-    for name in classes:
-        _refuse_control_characters("class", name, path)
-    if len(classes) < 2 or len(set(classes)) != len(classes):
-        raise ModelUnusable(path, f"its classes are {classes}; expected two or more different ones")
 
 
 def _check(description: Description, path: Path | str) -> None:
@@ -157,22 +152,20 @@ def _check(description: Description, path: Path | str) -> None:
             raise ModelUnusable(path, f"its {name} is {getattr(description, name)}")
     for name in ("name", "version", "target", "precision"):
         _refuse_control_characters(name, getattr(description, name), path)
-    if description.task != "multiclass":
-        raise ModelUnusable(path, f"task {description.task}; this version runs multiclass")
     if description.decision.novelty is not None and description.embedding_reference is None:
         raise ModelUnusable(path, "novelty cut-offs without an embedding reference")
-    _check_self_test(description.self_test, len(description.classes), path)
+    _check_self_test(description.self_test, width(description.heads), path)
 
 
 def _refuse_control_characters(field: str, text: str, path: Path | str) -> None:
-    if _CONTROL.search(text):
+    if CONTROL.search(text):
         raise ModelUnusable(path, f"its {field} is {text!a}, with a control character")
 
 
-def _check_self_test(test: SelfTest, classes: int, path: Path | str) -> None:
+def _check_self_test(test: SelfTest, columns: int, path: Path | str) -> None:
     if not test.seeds or not all(isinstance(s, int) and 0 <= s < 2**32 for s in test.seeds):
         raise ModelUnusable(path, f"self-test seeds {test.seeds}; expected 32-bit integers")
-    if np.shape(test.logits) != (len(test.seeds), classes) or not np.isfinite(test.logits).all():
+    if np.shape(test.logits) != (len(test.seeds), columns) or not np.isfinite(test.logits).all():
         raise ModelUnusable(path, "self-test logits that are not one row of numbers for each seed")
     if not 0 <= test.tolerance < math.inf:
         raise ModelUnusable(path, f"self-test tolerance {test.tolerance}; expected 0 or more")

@@ -8,7 +8,7 @@ al., NeurIPS 2018). An image beyond the cut-off of either is refused.
 import base64
 import binascii
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from medtl_runtime.decision import NoveltyCutoffs
 from medtl_runtime.errors import UsageError
+from medtl_runtime.heads import Head, columns_of
 
 MOST_DIRECTIONS = 32
 """Of the embedding's covariance; the rest is one variance, so that a reference stays small."""
@@ -30,14 +31,14 @@ _LEAST_SHARE = 1e-3
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EmbeddingReference:
-    """Where the embeddings of the training images lie: a mean for each class, one covariance.
+    """Where the embeddings of the training images lie: a mean for each group, one covariance.
 
     The covariance about the class means is that of probabilistic PCA (Tipping and Bishop, J. R.
     Stat. Soc. B 1999): ``variances`` along ``directions``, and ``residual`` along all others.
     """
 
     means: NDArray[np.float32]
-    """K x D; a class without training images is left out."""
+    """G x D, of `reference_groups`; a class without training images is left out."""
     directions: NDArray[np.float32]
     """r x D, orthonormal rows."""
     variances: NDArray[np.float32]
@@ -121,41 +122,82 @@ def _check(reference: EmbeddingReference) -> None:
 class Novelty:
     """The scores of one image; larger is more unlike the training data."""
 
-    energy: float
-    """-log of the sum of exp(logits), in logits."""
+    energy: float | None
+    """See `energy_of`; None where no head has classes."""
     mahalanobis: float
-    """Squared distance of the embedding from the nearest class mean, in variances."""
+    """Squared distance of the embedding from the nearest mean, in variances."""
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, float | None]:
         """Return the scores as JSON values."""
-        return {"energy": round(self.energy, 4), "mahalanobis": round(self.mahalanobis, 3)}
+        energy = None if self.energy is None else round(self.energy, 4)
+        return {"energy": energy, "mahalanobis": round(self.mahalanobis, 3)}
 
 
-def score(
-    logits: NDArray[np.floating], embedding: NDArray[np.floating], reference: EmbeddingReference
-) -> Novelty:
-    """Return the scores of one image.
+def energy_of(heads: Sequence[Head], logits: NDArray[np.floating]) -> float | None:
+    """Return the energy of an image, summed over the heads that have classes; None without any.
+
+    It is -log of the sum of exp(logits) of a multiclass head (Liu et al., NeurIPS 2020). A column
+    of a binary or an ordinal head is a question by itself, whose other answer has the logit 0: the
+    energy is -log(1 + exp(logit)) for each (joint energy; Wang et al., NeurIPS 2021).
 
     Parameters
     ----------
     logits
-        (K,), as the network gives them: the temperature of the probabilities has no part in it.
-    embedding
-        (D,)
+        The columns of all heads, (K,), as the network gives them: the temperatures of the
+        probabilities have no part in it.
     """
     values = np.asarray(logits, np.float64)
+    found = [
+        -_log_sum_exp(values[columns])
+        if head.kind == "multiclass"
+        else -float(np.logaddexp(0, values[columns]).sum())
+        for head, columns in zip(heads, columns_of(heads), strict=True)
+        if head.kind != "regression"
+    ]
+    return sum(found) if found else None
+
+
+def _log_sum_exp(values: NDArray[np.float64]) -> float:
     highest = values.max()
-    energy = -(highest + math.log(np.exp(values - highest).sum()))
+    return float(highest + math.log(np.exp(values - highest).sum()))
+
+
+def score(
+    heads: Sequence[Head],
+    logits: NDArray[np.floating],
+    embedding: NDArray[np.floating],
+    reference: EmbeddingReference,
+) -> Novelty:
+    """Return the scores of one image, from its logits, (K,), and its embedding, (D,)."""
     away_kd = np.asarray(embedding, np.float64) - reference.means
     along_kr = away_kd @ reference.directions.T
     inside_k = (along_kr**2 / reference.variances).sum(1)
     # What lies along none of the directions; rounding must not make it negative.
     outside_k = np.maximum((away_kd**2).sum(1) - (along_kr**2).sum(1), 0) / reference.residual
-    return Novelty(energy=float(energy), mahalanobis=float((inside_k + outside_k).min()))
+    distance = float((inside_k + outside_k).min())
+    return Novelty(energy=energy_of(heads, logits), mahalanobis=distance)
+
+
+def reference_groups(heads: Sequence[Head], targets: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Return by which means the training images are told apart, (N,).
+
+    That is by the class of the first head that is multiclass or ordinal; -1 where it is not known.
+    Without such a head all are of one group: the pairs of many findings are too many to have a
+    mean each.
+
+    Parameters
+    ----------
+    targets
+        N x heads, NaN where one is not known.
+    """
+    for index, head in enumerate(heads):
+        if head.kind in ("multiclass", "ordinal"):
+            return np.nan_to_num(targets[:, index], nan=-1).astype(np.int64)
+    return np.zeros(len(targets), np.int64)
 
 
 def fit_reference(
-    embeddings: NDArray[np.floating], labels: NDArray[np.integer], rank: int = MOST_DIRECTIONS
+    embeddings: NDArray[np.floating], groups: NDArray[np.integer], rank: int = MOST_DIRECTIONS
 ) -> EmbeddingReference:
     """Return where the embeddings of training images lie.
 
@@ -163,8 +205,9 @@ def fit_reference(
     ----------
     embeddings
         N x D
-    labels
-        Index of the class of each, (N,).
+    groups
+        Index of the class of each, (N,); images of less than 0 are left out. See
+        `reference_groups`.
     rank
         Most directions that get a variance of their own.
 
@@ -173,7 +216,8 @@ def fit_reference(
     UsageError
         Fewer than two more images than classes: there is no covariance.
     """
-    present, own = np.unique(labels, return_inverse=True)
+    embeddings, groups = embeddings[groups >= 0], groups[groups >= 0]
+    present, own = np.unique(groups, return_inverse=True)
     count, size = embeddings.shape
     free = count - len(present)
     if free < 2:
@@ -215,34 +259,33 @@ def _principal(
     return np.maximum(squares[::-1], 0), columns.T[::-1]
 
 
-def fit_cutoffs(
-    energies: NDArray[np.floating], distances: NDArray[np.floating], rate: float
-) -> NoveltyCutoffs:
+def fit_cutoffs(scores: Sequence[Novelty], rate: float) -> NoveltyCutoffs:
     """Return cut-offs that refuse at most ``rate`` of the images like those given.
 
-    Each score has half of the rate (Bonferroni). Its cut-off is the conformal order statistic, the
-    ceil((n + 1)(1 - rate / 2))-th smallest of n scores: a further image of the same kind exceeds it
-    with a probability of at most rate / 2 (Vovk et al., 2005). Where n is too small for that, the
-    cut-off is the largest score, and the rate that is stated is the one that this keeps,
-    2 / (n + 1).
+    Where there are two scores each has half of the rate (Bonferroni). Its cut-off is the conformal
+    order statistic, the ceil((n + 1)(1 - rate / 2))-th smallest of n scores: a further image of the
+    same kind exceeds it with a probability of at most rate / 2 (Vovk et al., 2005). Where n is too
+    small for that, the cut-off is the largest score, and the rate that is stated is the one that
+    this keeps, 2 / (n + 1). Without energies, all of the rate is the distance's.
 
     Parameters
     ----------
-    energies, distances
-        Scores of images that were not trained on, (N,).
+    scores
+        Of images that were not trained on, all by the same heads.
     rate
         Between 0 and 1.
     """
-    count = len(energies)
+    count = len(scores)
     if not (count and 0 < rate < 1):
         raise UsageError(f"cut-offs for a rate of {rate} from {count} images; expected 0 to 1")
+    energies = [one.energy for one in scores if one.energy is not None]
+    parts = 2 if energies else 1
     # Rounding must not push the product of exact decimals past a whole number.
-    rank = min(math.ceil((count + 1) * (1 - rate / 2) - 1e-9), count)
-    energy, distance = (float(np.sort(scores)[rank - 1]) for scores in (energies, distances))
+    rank = min(math.ceil((count + 1) * (1 - rate / parts) - 1e-9), count)
     return NoveltyCutoffs(
-        energy=energy,
-        mahalanobis=distance,
-        false_refusal_rate=max(rate, 2 / (count + 1)),
+        energy=sorted(energies)[rank - 1] if energies else None,
+        mahalanobis=sorted(one.mahalanobis for one in scores)[rank - 1],
+        false_refusal_rate=max(rate, parts / (count + 1)),
         images=count,
     )
 
@@ -251,6 +294,6 @@ def exceeds(novelty: Novelty, cutoffs: NoveltyCutoffs) -> tuple[str, float, str]
     """Return the score that is beyond its cut-off, its value and what was expected; or None."""
     for name in ("mahalanobis", "energy"):
         found, most = getattr(novelty, name), getattr(cutoffs, name)
-        if not found <= most:
+        if most is not None and not found <= most:
             return name, round(found, 4), f"at most {most:.4g}"
     return None

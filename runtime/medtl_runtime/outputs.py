@@ -1,22 +1,21 @@
-"""Where outcomes go: JSON lines, a table, CSV.
+"""Where outcomes go: JSON lines, a table; see `csv_file` for CSV.
 
 A `Sink` takes every outcome. It is a context manager that closes whatever happens, so that what was
 found is shown even if something stops the rest.
 """
 
-import csv
 import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from medtl_runtime import commands
-from medtl_runtime.files import refuse_existing, written_whole
-from medtl_runtime.results import CaseResult, Failure, Outcome, why_abstained
+from medtl_runtime.answers import Answer, Answers
+from medtl_runtime.heads import Head
+from medtl_runtime.results import CaseResult, Failure, Outcome
 
 if TYPE_CHECKING:
     from medtl_runtime.predictor import Predictor
@@ -63,41 +62,42 @@ class _Row:
 
     scan: str
     frame: int | None = None
-    finding: str
-    chances: Mapping[str, float] | None = None
+    status: str
+    answers: Answers | None = None
     milliseconds: float | None = None
     note: str = ""
 
 
 def _row(outcome: Outcome, files: Files) -> _Row:
     if isinstance(outcome, Failure):
-        note = "; ".join([outcome.error.reason, *_not_written(files)])
-        return _Row(scan=outcome.scan, frame=outcome.frame, finding=outcome.status, note=note)
+        note = "; ".join([outcome.error.reason, *not_written(files)])
+        return _Row(scan=outcome.scan, frame=outcome.frame, status=outcome.status, note=note)
     if isinstance(outcome, CaseResult):
         warned = (warning.reason for one in outcome.scored for warning in one.warnings)
-        notes = [_pooled(outcome), *outcome.notes, *dict.fromkeys(warned)]
+        notes = [pooled(outcome), *outcome.notes, *dict.fromkeys(warned)]
         times = [one.milliseconds for one in outcome.scored]
     else:
         notes = [warning.reason for warning in outcome.warnings]
         times = [outcome.milliseconds]
-    if outcome.finding is None:
-        notes.insert(0, why_abstained(outcome))
+    unsure = {name: one for name, one in outcome.answers.items() if one.is_abstained}
+    whose = {name: f"{name}: " if len(outcome.answers) > 1 else "" for name in unsure}
+    notes = [*(f"{whose[name]}{one.why_abstained}" for name, one in unsure.items()), *notes]
     return _Row(
         scan=outcome.scan,
         frame=None if isinstance(outcome, CaseResult) else outcome.frame,
-        finding=outcome.finding or outcome.status,
-        chances=outcome.probabilities,
+        status=outcome.status,
+        answers=outcome.answers,
         milliseconds=sum(sum(steps.values()) for steps in times),
-        note="; ".join([*notes, *_not_written(files)]),
+        note="; ".join([*notes, *not_written(files)]),
     )
 
 
-def _not_written(files: Files) -> list[str]:
+def not_written(files: Files) -> list[str]:
     """Return why files are missing."""
     return [f"no {kind}: {one['message']}" for kind, one in files.items() if isinstance(one, dict)]
 
 
-def _pooled(case: CaseResult) -> str:
+def pooled(case: CaseResult) -> str:
     """Return how the slices make the case, and of how many: those like the training data."""
     scored, count = len(case.scored), len(case.slices)
     of = f"{count}" if scored == count else f"{scored} of {count}"
@@ -134,35 +134,76 @@ class Table(Sink):
             emoji=False,
             highlight=False,
         )
-        scored = any(row.chances for row in self._rows)
-        classes = self._predictor.description.classes if scored else ()
+        scored = any(row.answers for row in self._rows)
+        heads = self._predictor.description.heads if scored else ()
         noted = any(row.note for row in self._rows)
         table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("scan", overflow="fold")
-        table.add_column("finding")
-        for name in classes:
-            table.add_column(f"p({name})", justify="right")
+        for name, justify in _answer_columns(heads, scored=scored):
+            table.add_column(name, justify=justify)
         table.add_column("ms", justify="right")
         if noted:
             table.add_column("note", overflow="fold")
         several = {row.scan for row in self._rows if row.frame}
         for row in self._rows:
-            table.add_row(*_cells(row, classes, numbered=row.scan in several, noted=noted))
+            shown = _answer_cells(row, heads, scored=scored)
+            table.add_row(*_cells(row, shown, numbered=row.scan in several, noted=noted))
         console.print(table)
         lines = printed.getvalue().rstrip("\n").splitlines()
         commands.show("\n".join(line.rstrip() for line in lines))
-        if classes:
+        if scored:
             commands.show(_footer(self._predictor.model))
 
 
-def _cells(row: _Row, classes: Sequence[str], *, numbered: bool, noted: bool) -> list[str]:
+def _answer_columns(
+    heads: Sequence[Head], *, scored: bool
+) -> list[tuple[str, Literal["left", "right"]]]:
+    """Return the columns for what was found: by class for one head, by head for several."""
+    if not scored:
+        return [("finding", "left")]
+    if _has_classes_only(heads):
+        return [("finding", "left"), *((f"p({name})", "right") for name in heads[0].classes)]
+    return [("status", "left"), *((commands.printable(head.name), "left") for head in heads)]
+
+
+def _answer_cells(row: _Row, heads: Sequence[Head], *, scored: bool) -> list[str]:
+    """Return the cells of `_answer_columns`."""
+    if not scored:
+        return [row.status]
+    if not _has_classes_only(heads):
+        if row.answers is None:
+            return [row.status, *("" for _ in heads)]
+        return [row.status, *(_in_short(row.answers[head.name]) for head in heads)]
+    if row.answers is None:
+        return [row.status, *("" for _ in heads[0].classes)]
+    answer = row.answers[heads[0].name]
+    assert answer.probabilities is not None
+    return [answer.finding or row.status, *(f"{p:.3f}" for p in answer.probabilities.values())]
+
+
+def _has_classes_only(heads: Sequence[Head]) -> bool:
+    """Whether there is a single head, and it has classes."""
+    return len(heads) == 1 and heads[0].kind != "regression"
+
+
+def _in_short(answer: Answer) -> str:
+    """Return an answer in one cell: the finding with its probability, or the value."""
+    if answer.value is None:
+        chances = answer.probabilities or {}
+        return f"{answer.finding} {chances[answer.finding]:.3f}" if answer.finding else "abstained"
+    value = f"{answer.value:.4g} {answer.unit or ''}".strip()
+    if answer.interval is None:
+        return value
+    return f"{value} ({answer.interval.low:.4g} to {answer.interval.high:.4g})"
+
+
+def _cells(row: _Row, shown: Sequence[str], *, numbered: bool, noted: bool) -> list[str]:
     scan = commands.printable(row.scan)
     if numbered and row.frame is not None:
         scan += f" [{row.frame}]"
-    chances = [f"{row.chances[name]:.3f}" if row.chances else "" for name in classes]
     spent = "" if row.milliseconds is None else f"{row.milliseconds:.1f}"
     note = [commands.printable(row.note)] if noted else []
-    return [scan, row.finding, *chances, spent, *note]
+    return [scan, *shown, spent, *note]
 
 
 def _footer(model: dict[str, str | None]) -> str:
@@ -172,83 +213,3 @@ def _footer(model: dict[str, str | None]) -> str:
         f"model {model['name']} {model['version']} ({model['precision']}{site}){digest}"
         "  Research use only; not a medical device."
     )
-
-
-class CsvFile(Sink):
-    """A CSV file with a row for each image; it appears whole, at the end."""
-
-    def __init__(self, path: Path, classes: Sequence[str], *, overwrite: bool) -> None:
-        refuse_existing(path, overwrite=overwrite)
-        self._path, self._classes = path, classes
-        self._text = io.StringIO(newline="")
-        self._writer = csv.writer(self._text, lineterminator="\n")
-        self._writer.writerow([*_CSV_COLUMNS, *(f"p({name})" for name in classes)])
-
-    def add(self, outcome: Outcome, files: Files) -> None:
-        """Add the outcome's row, and those of its slices."""
-        if isinstance(outcome, CaseResult):
-            for one in outcome.slices:
-                self._write(one, {}, outcome.series_instance_uid)
-            self._write(outcome, files, outcome.series_instance_uid)
-        else:
-            self._write(outcome, files, outcome.header.series_instance_uid)
-
-    def _write(self, outcome: Outcome, files: Files, series: str) -> None:
-        row = {**outcome.to_json(), **_flat(outcome), "series_instance_uid": series}
-        row["not_written"] = "; ".join(_not_written(files))
-        row |= {kind: one for kind, one in files.items() if not isinstance(one, dict)}
-        chances = row.get("probabilities", {})
-        self._writer.writerow(
-            [*(_cell(row.get(name)) for name in _CSV_COLUMNS)]
-            + [chances.get(name, "") for name in self._classes]
-        )
-
-    def close(self) -> None:
-        """Write the file."""
-        text = self._text.getvalue().encode("utf-8", "backslashreplace")  # names that are no UTF-8
-        with written_whole(self._path) as part:
-            part.write_bytes(text)
-
-
-_CSV_COLUMNS = (
-    "scan",
-    "frame",
-    "sop_instance_uid",
-    "series_instance_uid",
-    "status",
-    "finding",
-    "reason",
-    "message",
-    "attribute",
-    "found",
-    "expected",
-    "prediction_set",
-    "energy",
-    "mahalanobis",
-    "warnings",
-    "model_digest",
-    "site_digest",
-    "heatmap",
-    "secondary_capture",
-    "sr",
-    "not_written",
-)
-
-
-def _flat(outcome: Outcome) -> dict[str, Any]:
-    """Return the columns that rows of JSON have in another form."""
-    if isinstance(outcome, Failure):
-        return {}
-    model = (outcome.scored[0] if isinstance(outcome, CaseResult) else outcome).model
-    flat: dict[str, Any] = {"model_digest": model["digest"], "site_digest": model["site"]}
-    if isinstance(outcome, CaseResult):
-        return {**flat, "message": _pooled(outcome)}
-    novelty = {} if outcome.novelty is None else outcome.novelty.to_json()
-    return {**flat, **novelty, "warnings": "; ".join(one.reason for one in outcome.warnings)}
-
-
-def _cell(value: object) -> str:
-    """Return text as it is, nothing for None, and other values as JSON."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    return json.dumps(value, ensure_ascii=False)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from medtl_runtime.aggregation import LEAST_SCORED, aggregate, too_few
-from medtl_runtime.decision import Decision, probabilities
+from medtl_runtime.aggregation import LEAST_SCORED, too_few
+from medtl_runtime.answers import answers_of, combined
+from medtl_runtime.decision import Decision
 from medtl_runtime.engines import Engine, describe_model, load_engine
 from medtl_runtime.errors import (
     ModelUnusable,
@@ -272,18 +273,16 @@ class Predictor:
         if reference is not None and len(embedding) != reference.means.shape[1]:
             found = f"{len(embedding)} numbers; its reference has {reference.means.shape[1]}"
             raise ModelUnusable(str(self.model["name"]), f"an embedding of {found}")
-        novelty = None if reference is None else score(logits, embedding, reference)
+        heads = described.heads
+        novelty = None if reference is None else score(heads, logits, embedding, reference)
         if novelty is not None and (refusal := self._refusal(prepared, novelty)):
             return refusal
-        chances = probabilities(logits, decision.temperature)
-        finding, possible = decision.finding(described.classes, chances)
         return Result(
+            answers=answers_of(heads, decision, logits),
+            heads=heads,
             scan=prepared.scan,
             frame=prepared.frame,
             header=prepared.header,
-            finding=finding,
-            probabilities=dict(zip(described.classes, map(float, chances), strict=True)),
-            prediction_set=possible,
             novelty=novelty,
             warnings=prepared.warnings,
             logits=logits,
@@ -353,29 +352,20 @@ class Predictor:
                 expected=f"at most {int(LEAST_SCORED * len(slices))}",
             )
             return Failure(scan=case.name, error=error, header=failures[0].header)
-        described, decision = self.description, self.decision
-        positive = decision.operating_point.positive
-        chances = aggregate(
-            np.array([list(one.probabilities.values()) for one in scored]),
-            described.aggregation,
-            None if positive is None else described.classes.index(positive),
-        )
-        finding, possible = decision.finding(described.classes, chances)
+        heads, aggregation = self.description.heads, self.description.aggregation
+        slices_say = [one.answers for one in scored]
         return CaseResult(
+            answers=combined(heads, self.decision, slices_say, aggregation),
             scan=case.name,
             series_instance_uid=case.series_instance_uid,
-            aggregation=described.aggregation,
-            finding=finding,
-            probabilities=dict(zip(described.classes, map(float, chances), strict=True)),
-            prediction_set=possible,
+            aggregation=aggregation,
             notes=(*case.warnings, *self._cautions()),
             slices=slices,
         )
 
     def _cautions(self) -> tuple[str, ...]:
         """Return what has to be said of thresholds that were fitted to images, of a series."""
-        fitted = self.decision.operating_point.rule == "threshold" or self.decision.triage
-        if self.unit == "series" or not fitted:
+        if self.unit == "series" or not any(one.is_fitted for one in self.decision.heads):
             return ()
         return ("the thresholds were fitted to images, not to series",)
 
@@ -412,7 +402,7 @@ def _open(
     decision, unit, site_digest = described.decision, "image", None
     beside = find_site(content.path) if site is None else site
     if beside:
-        fitted = read_site(beside, content.digest, described.classes)
+        fitted = read_site(beside, content.digest, described.heads)
         if fitted.decision.novelty is not None and described.embedding_reference is None:
             raise SiteFileUnusable(beside, "novelty cut-offs, and the model cannot score novelty")
         decision, unit, site_digest = fitted.decision, fitted.unit, fitted.digest

@@ -22,7 +22,7 @@ from medtl_runtime.derived import (
     uid_from,
     write_object,
 )
-from medtl_runtime.heatmap import evidence, overlay, shown_class
+from medtl_runtime.heatmap import Evidence, overlay, shown
 from medtl_runtime.results import Result
 
 # Series Number is for people to sort by; scanners count from 1, and few come this far.
@@ -43,12 +43,17 @@ _INHERITED = (
 
 
 def write_secondary_capture(
-    result: Result, source: Dataset, path: Path, *, overwrite: bool = False
+    result: Result,
+    source: Dataset,
+    path: Path,
+    *,
+    head: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write the heat map of a result into its study and return the path.
 
     The class shown is the finding; where the model abstains, the most probable class. All heat
-    maps of one class, model and source series share one new series.
+    maps of one class, head, model and source series share one new series.
 
     Parameters
     ----------
@@ -58,6 +63,8 @@ def write_secondary_capture(
         The header of that image.
     path
         The file to write.
+    head
+        Whose finding; see `heatmap.shown_head`.
 
     Raises
     ------
@@ -67,30 +74,30 @@ def write_secondary_capture(
         As their names say.
     """
     source = source_of(result, {str(source.get("SOPInstanceUID") or ""): source})
-    shown = shown_class(result)
+    drawn = shown(result, head)
     new = object_in_study(source, result.model, SecondaryCaptureImageStorage)
     copy_attributes(_INHERITED, source, new)
     if not any(keyword in new for keyword in _SIDE):
         new.Laterality = None  # type 2C (C.7.3.1): empty where nothing says whether there are two
-    _describe(new, result, source, shown)
+    _describe(new, result, source, drawn)
     new.SourceImageSequence = [_source_image(result, source)]
-    _set_pixels(new, result, shown)
+    _set_pixels(new, result, drawn)
     return write_object(new, path, overwrite=overwrite)
 
 
-def _describe(new: Dataset, result: Result, source: Dataset, shown: str) -> None:
+def _describe(new: Dataset, result: Result, source: Dataset, drawn: Evidence) -> None:
     model = result.model
     new.Modality = "OT"
     new.ConversionType = "WSD"  # workstation: the pixels come from an image, not from a camera
     new.ImageType = ["DERIVED", "SECONDARY"]
-    of = (source.StudyInstanceUID, source.SeriesInstanceUID, device_uid(model), shown)
+    of = (source.StudyInstanceUID, source.SeriesInstanceUID, device_uid(model), drawn.label)
     new.SeriesInstanceUID = uid_from("heat map", __version__, *of)
     new.SeriesNumber = _SERIES_NUMBER
-    new.SeriesDescription = one_line(f"medtl heat map: {shown}")
+    new.SeriesDescription = one_line(f"medtl heat map: {drawn.label}")
     new.InstanceNumber = _instance_number(result, source)
     new.PatientOrientation = None
     new.DerivationDescription = one_line(
-        f"Evidence for {shown} rather than the other classes, as a class activation map "
+        f"Evidence for {drawn.words}, as a class activation map "
         f"(yellow: most), over the image as the network saw it. Model {model['name']} "
         f"{model['version']}, {model['digest'] or 'no digest'}. {NOT_FOR_DIAGNOSIS}",
         1024,
@@ -125,9 +132,8 @@ def _source_image(result: Result, source: Dataset) -> Dataset:
     return item
 
 
-def _set_pixels(new: Dataset, result: Result, shown: str) -> None:
-    chosen = list(result.probabilities).index(shown)
-    picture = overlay(result.canonical.pixels, evidence(result.cam, chosen))
+def _set_pixels(new: Dataset, result: Result, drawn: Evidence) -> None:
+    picture = overlay(result.canonical.pixels, drawn.heat)
     rgb = np.asarray(picture)
     new.Rows, new.Columns, new.SamplesPerPixel = rgb.shape
     new.PhotometricInterpretation = "RGB"

@@ -16,8 +16,9 @@ from medtl_runtime import __version__
 from medtl_runtime.decision import Decision
 from medtl_runtime.errors import SiteFileUnusable, UsageError
 from medtl_runtime.files import refuse_existing, write_text
+from medtl_runtime.heads import Head
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Unit = Literal["image", "series"]
 
@@ -87,7 +88,7 @@ def write_site(
     write_text(path, json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_site(path: Path, model_digest: str, classes: Sequence[str]) -> Site:
+def read_site(path: Path, model_digest: str, heads: Sequence[Head]) -> Site:
     """Read the site file of a model.
 
     Raises
@@ -114,7 +115,7 @@ def read_site(path: Path, model_digest: str, classes: Sequence[str]) -> Site:
         digests = f"made for {owner}, and the model is {model_digest}"
         raise SiteFileUnusable(path, f"{digests}; fit it again, or use --no-site")
     try:
-        decision = Decision.from_json(document["decision"], classes)
+        decision = Decision.from_json(document["decision"], heads)
         unit, account = document["unit"], document["account"]
         if unit not in get_args(Unit) or not isinstance(account, dict):
             raise ValueError("unit or account make no sense")

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medtl_runtime.decision import plain_decision
+from medtl_runtime.heads import Head, width
 from medtl_runtime.modelfile import Description, SelfTest
 from medtl_runtime.recipe import HeaderVoi, Recipe
 from medtl_runtime.selftest import synthetic_logits
@@ -29,6 +31,7 @@ _MAP = (4, 4)
 def describe(
     *,
     classes: Sequence[str] = ("negative", "positive"),
+    heads: Sequence[Head] = (),
     recipe: Recipe | None = None,
     **fields: Any,
 ) -> Description:
@@ -37,26 +40,29 @@ def describe(
     Parameters
     ----------
     classes
-        Names, in the order of the logits.
+        Of the only head, ``label``, in the order of the logits.
+    heads
+        In place of that one.
     recipe
         By default grey, 16 x 16 pixels, windowed by the header.
     fields
         Other fields of `Description`, in place of the defaults. The default self-test is what a
         `FakeEngine` with its default logits passes.
     """
+    heads = tuple(heads) or (Head(name="label", classes=tuple(classes)),)
     recipe = recipe or Recipe(size=(16, 16), channels=1, window=HeaderVoi())
     if "self_test" not in fields:
-        logits = synthetic_logits(_Strips(len(classes)), recipe, _SEEDS)
+        logits = synthetic_logits(_Strips(width(heads)), recipe, _SEEDS)
         rows = tuple(tuple(map(float, row)) for row in logits)
         fields["self_test"] = SelfTest(seeds=_SEEDS, logits=rows, tolerance=1e-4)
     defaults: dict[str, Any] = {
         "name": "fake",
         "version": "1",
-        "task": "multiclass",
+        "decision": plain_decision(heads),
         "provenance": {},
         "requires": {},
     }
-    return Description(classes=tuple(classes), recipe=recipe, **(defaults | fields))
+    return Description(heads=heads, recipe=recipe, **(defaults | fields))
 
 
 class FakeEngine:
@@ -81,19 +87,19 @@ class FakeEngine:
             What the model says of itself; see `describe`.
         logits
             A function from images, float32 N x C x H x W, to logits, N x K. By default an image is
-            cut into K equal strips in the order of its rows, and the logit of a class is four
+            cut into K equal strips in the order of its rows, and the logit of a column is four
             times the mean of its strip.
         """
         self.name = "fake engine"
         self.description = description
         self.batches: list[NDArray[np.float32]] = []
-        self._logits = logits or _Strips(len(description.classes))
+        self._logits = logits or _Strips(width(description.heads))
 
     def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Return ``logits`` [N, K], ``cam`` [N, K, 4, 4] and ``embedding`` [N, 4].
 
-        The mean over a map is the class's logit, and the map grows from the upper left to the
-        lower right, the more the higher the class's index. The embedding is the image's mean,
+        The mean over a map is the column's logit, and the map grows from the upper left to the
+        lower right, the more the higher the column's index. The embedding is the image's mean,
         standard deviation, minimum and maximum.
 
         Raises

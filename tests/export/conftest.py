@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("export")
     write_studies(root / "liver", organ="liver", patients=32, images=2, size=64, seed=3)
     config = TrainConfig(
-        data=DataConfig(val_fraction=0.3, test_fraction=0.2),
+        data=DataConfig(val_fraction=0.3, test_fraction=0.2, cache="none"),
         image=ImageConfig(size=64, window="90,250"),
         network=NetworkConfig(arch="resnet18", weights="none"),
         fit=FitConfig(epochs=2, lr=1e-3, batch_size=16),

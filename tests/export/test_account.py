@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from medtl_export import graph, ranges
 from medtl_export.account import account, kept_in_float, saturation, scheme
+from medtl_export.compare import Validation
 from medtl_export.gate import Difference, Gate, Verdict
 from medtl_export.latency import Latency
 from medtl_export.qdq import Format, Plan, lay_out, write
@@ -18,8 +19,8 @@ from medtl_export.search import Row
 from medtl_export.targets import TARGETS
 from medtl_export.topology import Topology
 from medtl_export.workbench import Choice
-from medtl_runtime.decision import OperatingPoint
-from medtl_train.metrics import Scored
+from medtl_runtime.decision import plain_decision
+from medtl_runtime.heads import Head
 
 GraphOf = Callable[..., onnx.ModelProto]
 
@@ -124,8 +125,9 @@ def test_saturation_is_read_from_the_weights(small: onnx.ModelProto) -> None:
 LATENCY = Latency(reference_ms=4, candidate_ms=2, speed_up=2, low=1.9, high=2.1, rounds=60)
 VERDICT = Verdict(
     difference=Difference(value=-0.001, low=-0.004, high=0.001),
+    head="label",
     flips=2,
-    accuracy={"auroc": 0.9},
+    accuracy={"label": {"auroc": 0.9}},
     accepted=True,
 )
 ROWS = (
@@ -135,22 +137,26 @@ ROWS = (
 
 
 def told(model: onnx.ModelProto, **fields: Any) -> dict[str, Any]:
-    reference = Scored(
-        labels=np.array([0, 1]),
-        probabilities=np.eye(2),
+    heads = (Head(name="label", classes=("healthy", "lesion")),)
+    validation = Validation(
+        heads=heads,
+        targets=np.array([[0.0], [1]]),
         patients=np.array(["a", "b"]),
-        classes=("healthy", "lesion"),
-        point=OperatingPoint(),
+        decision=plain_decision(heads),
     )
-    point = OperatingPoint()
+    reference = validation.judged(np.eye(2, dtype=np.float32))
     given = {
         "target": TARGETS["cpu"],
         "model": model,
         "precision": "int8",
-        "gate": Gate(
-            reference=reference, temperature=1, point=point, metric="auroc", max_drop=0.005
+        "gate": Gate(reference=reference, validation=validation, metric="auroc", max_drop=0.005),
+        "before": Verdict(
+            difference=None,
+            head=None,
+            flips=0,
+            accuracy={"label": {"auroc": 0.91}},
+            accepted=True,
         ),
-        "before": Verdict(difference=None, flips=0, accuracy={"auroc": 0.91}, accepted=True),
         "after": VERDICT,
         "latency": LATENCY,
         "reason": "the fastest",
@@ -172,7 +178,11 @@ def test_an_account_of_integers_says_all_of_it(small: onnx.ModelProto) -> None:
     assert found["saturation"] == "possible without VNNI"
     assert found["calibration_images"] == 300
     assert found["validation_images"] == 2
-    assert found["accuracy"] == {"fp32": {"auroc": 0.91}, "chosen": {"auroc": 0.9}}
+    assert found["accuracy"] == {
+        "fp32": {"label": {"auroc": 0.91}},
+        "chosen": {"label": {"auroc": 0.9}},
+    }
+    assert (found["head"], found["not_judged"]) == ("label", [])
     assert found["difference"] == {"value": -0.001, "low": -0.004, "high": 0.001}
     assert found["flips"] == 2
     assert found["latency"]["speed_up"] == 2

@@ -11,13 +11,16 @@ import pytest
 from markdown_it import MarkdownIt
 
 from medtl_export.card import card_json, card_markdown
+from medtl_runtime.aggregation import Aggregation
 from medtl_runtime.decision import (
-    Aggregation,
     Decision,
+    HeadDecision,
+    Margin,
     NoveltyCutoffs,
     OperatingPoint,
     Triage,
 )
+from medtl_runtime.heads import Head
 from medtl_runtime.intended_use import IntendedUse, Rule
 from medtl_runtime.modelfile import Description
 from medtl_runtime.recipe import FixedWindow, HeaderVoi, Recipe
@@ -38,9 +41,9 @@ def metric(value: float | None, low: float | None, high: float | None) -> dict[s
 
 
 def evaluation(confusion: list[list[int]], patients: int) -> dict[str, Any]:
-    return {
-        "images": sum(map(sum, confusion)),
-        "patients": patients,
+    counts = {"images": sum(map(sum, confusion)), "patients": patients}
+    found = {
+        **counts,
         "resamples": 1000,
         "metrics": {
             "auroc": metric(0.83185, 0.73579, 0.91151),
@@ -48,7 +51,13 @@ def evaluation(confusion: list[list[int]], patients: int) -> dict[str, Any]:
             "specificity": metric(None, None, None),
         },
         "confusion": confusion,
+        "delong": None,
     }
+    return {**counts, "heads": {"label": found}}
+
+
+def targets(**splits: dict[str, int]) -> dict[str, Any]:
+    return {name: {"label": {"counts": one, "unknown": 0}} for name, one in splits.items()}
 
 
 def facts(classes: tuple[str, ...] = CLASSES, **changes: Any) -> dict[str, Any]:
@@ -60,13 +69,15 @@ def facts(classes: tuple[str, ...] = CLASSES, **changes: Any) -> dict[str, Any]:
         "architecture": "resnet18",
         "head": "linear",
         "data_fingerprint": "sha256:" + "cd" * 32,
-        "images": {"train": dict.fromkeys(classes, 20), "val": counts, "test": counts},
+        "images": {"train": 20 * k, "val": sum(counts.values()), "test": sum(counts.values())},
+        "targets": targets(train=dict.fromkeys(classes, 20), val=counts, test=counts),
         "patients": {"train": 10, "val": 30, "test": 60},
         "patients_known": True,
         "configuration": {"epochs": 12, "optimizer": "adamw", "path_column": "path", "seed": 0},
         "parent_weights": "lung",
         "validation": evaluation(table, 30),
         "test": evaluation(table, 60),
+        "external": None,
         "parity": {"images": 90, "largest_difference": 1.7e-6, "flips": 0, "tolerance": 0.00031},
         "versions": {"torch": "2.9.0", "medtl": "0.1.0"},
         **changes,
@@ -77,7 +88,7 @@ def described(classes: tuple[str, ...] = CLASSES, **changes: Any) -> Description
     given = {
         "name": "liver",
         "version": "cdcdcdcdcdcd",
-        "decision": Decision(temperature=3.5794, operating_point=POINT),
+        "decision": Decision(heads=(HeadDecision(temperature=3.5794, operating_point=POINT),)),
         "provenance": facts(classes),
         "requires": {"ir_version": 10, "opset": 20, "onnxruntime": "1.23"},
     }
@@ -87,6 +98,7 @@ def described(classes: tuple[str, ...] = CLASSES, **changes: Any) -> Description
 def row(attribute: str = "PatientAge", value: str = "18 to 39 years") -> dict[str, Any]:
     metrics = {"auroc": metric(0.812, 0.701, 0.898), "recall": metric(None, None, None)}
     return {
+        "head": "label",
         "attribute": attribute,
         "value": value,
         "images": 41,
@@ -198,9 +210,13 @@ def test_rules_are_in_words() -> None:
 
 def test_the_decision_is_in_words() -> None:
     decision = Decision(
-        temperature=3.5794,
-        operating_point=POINT,
-        triage=Triage(error_rate=0.1, thresholds=(0.2, 0.35), images=90),
+        heads=(
+            HeadDecision(
+                temperature=3.5794,
+                operating_point=POINT,
+                triage=Triage(error_rate=0.1, thresholds=(0.2, 0.35), images=90),
+            ),
+        ),
         novelty=NoveltyCutoffs(
             energy=-0.5, mahalanobis=31560.8, false_refusal_rate=0.022, images=90
         ),
@@ -289,7 +305,7 @@ ACCOUNT: dict[str, Any] = {
     "validation_images": 90,
     "metric": "auroc",
     "max_drop": 0.02,
-    "accuracy": {"fp32": {"auroc": 0.7936}, "chosen": {"auroc": None}},
+    "accuracy": {"fp32": {"label": {"auroc": 0.7936}}, "chosen": {"label": {"auroc": None}}},
     "difference": metric(-0.0005, -0.004, 0.003),
     "flips": 1,
     "latency": LATENCY,
@@ -378,8 +394,14 @@ def large() -> dict[str, Any]:
     counts = {"healthy": 300, "lesion": 100}
     big = evaluation([[250, 50], [20, 80]], 200)
     patients = {"train": 500, "val": 200, "test": 200}
-    images = dict.fromkeys(("train", "val", "test"), counts)
-    return {"images": images, "patients": patients, "validation": big, "test": big}
+    names = ("train", "val", "test")
+    return {
+        "images": dict.fromkeys(names, 400),
+        "targets": targets(**dict.fromkeys(names, counts)),
+        "patients": patients,
+        "validation": big,
+        "test": big,
+    }
 
 
 def test_the_limitations_follow_from_the_facts() -> None:
@@ -394,7 +416,7 @@ def test_the_limitations_follow_from_the_facts() -> None:
 
 def test_a_class_without_images_in_the_split_counts_as_few() -> None:
     given = large()
-    given["images"] = {**given["images"], "test": {"healthy": 400}}
+    given["targets"] |= targets(test={"healthy": 400, "lesion": 0})
     assert "0 images of lesion" in stated(changed(**given))["few_patients"]
 
 
@@ -442,7 +464,7 @@ def test_rules_with_one_value_are_a_limit() -> None:
 
 def test_an_interval_without_width_is_not_called_certain() -> None:
     certain = copy.deepcopy(facts()["test"])
-    certain["metrics"]["recall"] = metric(1.0, 1.0, 1.0)
+    certain["heads"]["label"]["metrics"]["recall"] = metric(1.0, 1.0, 1.0)
     assert "no certainty" in stated(changed(test=certain))["no_width"]
     narrow = {**row(), "metrics": {"auroc": metric(0.0, 0.0, 0.0)}}
     assert "no_width" in stated(described(), [narrow])
@@ -451,7 +473,7 @@ def test_an_interval_without_width_is_not_called_certain() -> None:
 
 def test_more_than_two_classes_have_no_class_to_find() -> None:
     classes = ("a", "b", "c")
-    text = markdown(described(classes, decision=Decision()))
+    text = markdown(described(classes, decision=Decision(heads=(HeadDecision(),))))
     assert table(text, "True class")[3] == ["c", "27", "28", "29", "29 of 84"]
     assert "means over the classes" in prose(text)
     assert "The finding is the most probable class." in prose(text)
@@ -463,7 +485,6 @@ NASTY = (
     "*x* _y_ [l](http://e.org) ~z~ $1$ \\ &amp; &",
     "# heading",
     "1. list",
-    "line\nbreak",
 )
 
 
@@ -472,7 +493,9 @@ def test_a_class_may_have_any_name(name: str) -> None:
     classes = ("healthy", name)
     point = OperatingPoint(rule="threshold", positive=name, threshold=0.5)
     description = described(
-        classes, decision=Decision(operating_point=point), provenance=facts(classes)
+        classes,
+        decision=Decision(heads=(HeadDecision(operating_point=point),)),
+        provenance=facts(classes),
     )
     text, shown = markdown(description), " ".join(name.split())
     assert table(text, "True class")[2][0] == shown
@@ -521,3 +544,131 @@ def test_what_nobody_recorded_is_listed() -> None:
     assert any("reference standard" in one for one in found["not_recorded"])
     shown = prose(markdown(described()))
     assert [one for one in found["not_recorded"] if one not in shown] == []
+
+
+HEADS = (
+    Head(name="organ", classes=("liver", "spleen", "kidney")),
+    Head(name="oedema", kind="binary", classes=("absent", "present")),
+    Head(name="grade", kind="ordinal", classes=("1", "2", "3")),
+    Head(name="age", kind="regression", unit="a", mean=50.0, std=20.0),
+)
+OF_FOUR = Decision(
+    heads=(
+        HeadDecision(temperature=2.0),
+        HeadDecision(
+            operating_point=OperatingPoint(rule="threshold", positive="present", threshold=0.4),
+            triage=Triage(error_rate=0.1, thresholds=(0.3, 0.4), images=90),
+        ),
+        HeadDecision(operating_point=OperatingPoint(rule="median")),
+        HeadDecision(
+            operating_point=OperatingPoint(rule="value"),
+            interval=Margin(coverage=0.9, half_width=12.5, images=80),
+        ),
+    )
+)
+
+
+def of_four(**changes: Any) -> Description:
+    """Return a description of four kinds of heads, with an age that is not known everywhere."""
+    classes = {head.name: head.classes for head in HEADS if head.classes}
+    table = {name: [[20] * len(k) for _ in k] for name, k in classes.items()}
+    found = {
+        name: evaluation(one, 60)["heads"]["label"] | {"images": 90} for name, one in table.items()
+    }
+    errors = {"mae": metric(6.25, 5.5, 7.0), "r2": metric(0.61, 0.5, 0.7)}
+    found["age"] = {"images": 80, "patients": 55, "resamples": 1000, "metrics": errors}
+    split = {"images": 90, "patients": 60, "heads": found}
+    counts = {
+        name: {"counts": dict.fromkeys(k, 90 // len(k)), "unknown": 0}
+        for name, k in classes.items()
+    }
+    counts["age"] = {"median": 51.5, "unknown": 10}
+    names = ("train", "val", "test")
+    given = facts(
+        images=dict.fromkeys(names, 90),
+        targets=dict.fromkeys(names, counts),
+        validation=split,
+        test=split,
+    )
+    return described(heads=HEADS, decision=OF_FOUR, provenance=given, **changes)
+
+
+def test_a_card_of_several_heads_tells_each_by_its_name() -> None:
+    text = markdown(of_four(), [{**row(), "head": "grade"}])
+    found = prose(text)
+    assert "answers 4 questions: organ : one of 3 classes: liver , spleen , kidney" in found
+    assert "oedema : absent or present." in found
+    assert "grade : one of 3 grades, the lowest first: 1 , 2 , 3" in found
+    assert "age : a value in a." in found
+    assert "Of oedema, the class to find is present" in found
+    assert "Not for findings other than oedema, which it does not look for." in found
+    assert table(text, "True class")[0] == [
+        *("True class", "called liver", "called spleen", "called kidney", "right")
+    ]
+    assert table(text, "Group")[1][:2] == ["PatientAge: 18 to 39 years", "41"]
+    assert table(text, "Split")[0] == ["Split", "Patients", "Images", *(h.name for h in HEADS)]
+    assert table(text, "Split")[1][3:] == [
+        "liver 30, spleen 30, kidney 30",
+        "absent 45, present 45",
+        "1 30, 2 30, 3 30",
+        "median 51.500, 10 not known",
+    ]
+    assert "mean absolute error 6.250 (5.500 to 7.000)" in found
+    assert "Errors are in a." in found
+
+
+def test_the_decision_of_each_kind_of_head_is_in_words() -> None:
+    found = prose(markdown(of_four()))
+    for sentence in (
+        "organ: Probabilities are the softmax of the logits divided by 2.",
+        "oedema: The probability of present is the sigmoid of the logit divided by 1.",
+        "oedema: A class is possible where its probability is at least: absent 0.3, present 0.4.",
+        "grade: The finding is the median grade",
+        "age: The value is 50 plus 20 times the logit, in a.",
+        "age: Its interval is the value plus or minus 12.5 a, which holds the true value of at "
+        "least about 90.0% of the images (conformal prediction, fitted on 80 images).",
+        "The value of a series is the median of those of its slices.",
+    ):
+        assert sentence in found
+
+
+def test_limitations_of_several_heads_name_the_head() -> None:
+    found = stated(of_four())
+    assert "organ: 30 images of liver, 30 images of spleen" in found["few_patients"]
+    assert "age: 80 images of 60 patients" in found["few_patients"]
+    assert "The rates of triage and interval hold only nearly" in found["fitted_on_validation"]
+    assert "oedema: 50% absent and 50% present" in found["prevalence"]
+
+
+def test_the_account_of_several_heads_names_the_one_that_loses_most() -> None:
+    figures = {"organ": {"auroc": 0.9}, "age": {"r2": 0.61}}
+    account = {
+        **ACCOUNT,
+        "accuracy": {"fp32": figures, "chosen": figures},
+        "head": "age",
+        "not_judged": ["oedema"],
+    }
+    found = prose(markdown(of_four(precision="int8", quantisation=account)))
+    assert "The head that loses most is age: R² changes by −0.0005" in found
+    assert "Not judged, because the metric is not defined on these images: oedema." in found
+    assert "age: R² 0.6100 0.6100" in found
+
+
+def test_a_model_of_values_alone_needs_no_classes() -> None:
+    age = HEADS[3]
+    facts_of_age = of_four().provenance
+    given = {
+        **facts_of_age,
+        "targets": {name: {"age": one["age"]} for name, one in facts_of_age["targets"].items()},
+        **{
+            name: {**facts_of_age[name], "heads": {"age": facts_of_age[name]["heads"]["age"]}}
+            for name in ("validation", "test")
+        },
+    }
+    decision = Decision(heads=(OF_FOUR.heads[3],))
+    alone = described(heads=(age,), decision=decision, provenance=given)
+    found = prose(markdown(alone))
+    assert "answers 1 question: age : a value in a." in found
+    assert "called" not in found
+    assert "prevalence" not in stated(alone)
+    assert "The interval was fitted on the validation images" in found

@@ -5,57 +5,58 @@ import pytest
 
 from medtl_export import compare
 from medtl_export.errors import ParityFailed
-from medtl_runtime.decision import OperatingPoint
-from medtl_train.metrics import Scored
+from medtl_runtime.decision import Decision, HeadDecision, OperatingPoint
+from medtl_runtime.heads import Head
+
+HEADS = (Head(name="label", classes=("healthy", "lesion")),)
 
 
-@pytest.fixture
-def scored() -> Scored:
-    return Scored(
-        labels=np.array([0, 1, 1]),
-        probabilities=np.full((3, 2), 0.5),
+def asked(temperature: float = 1.0, threshold: float = 0.5) -> compare.Validation:
+    point = OperatingPoint(rule="threshold", positive="lesion", threshold=threshold)
+    own = HeadDecision(temperature=temperature, operating_point=point)
+    return compare.Validation(
+        heads=HEADS,
+        targets=np.array([[0.0], [1], [1]]),
         patients=np.array(["a", "b", "c"]),
-        classes=("healthy", "lesion"),
-        point=OperatingPoint(rule="threshold", positive="lesion", threshold=0.5),
+        decision=Decision(heads=(own,)),
     )
 
 
 LOGITS = np.array([[2.0, -1.0], [-1.0, 1.0], [0.0, 0.5]], np.float32)
 
 
-def test_equal_logits_have_parity(scored: Scored) -> None:
-    parity = compare.check_parity(LOGITS, LOGITS + 1e-6, scored, 1.0)
+def test_equal_logits_have_parity() -> None:
+    parity = compare.check_parity(LOGITS, LOGITS + 1e-6, asked())
     assert parity.images == 3
     assert parity.flips == 0
     assert 0 < parity.largest_difference < 2e-6
 
 
-def test_a_difference_beyond_float_arithmetic_is_refused(scored: Scored) -> None:
+def test_a_difference_beyond_float_arithmetic_is_refused() -> None:
     other = LOGITS.copy()
     other[1, 0] += 0.01
     with pytest.raises(ParityFailed, match=r"differs from torch by 0\.01"):
-        compare.check_parity(LOGITS, other, scored, 1.0)
+        compare.check_parity(LOGITS, other, asked())
 
 
-def test_nan_has_no_parity(scored: Scored) -> None:
+def test_nan_has_no_parity() -> None:
     other = LOGITS.copy()
     other[0, 0] = np.nan
     with pytest.raises(ParityFailed):
-        compare.check_parity(LOGITS, other, scored, 1.0)
+        compare.check_parity(LOGITS, other, asked())
 
 
-def test_flips_count_changed_decisions(scored: Scored) -> None:
+def test_flips_count_changed_decisions() -> None:
     turned = LOGITS.copy()
     turned[0] = turned[0, ::-1]
-    one, other = (compare.with_logits(scored, logits, 1.0) for logits in (LOGITS, turned))
+    one, other = (asked().judged(logits) for logits in (LOGITS, turned))
     assert compare.flips(one, other) == 1
 
 
-def test_decisions_are_taken_at_the_temperature(scored: Scored) -> None:
+def test_decisions_are_taken_at_the_temperature() -> None:
     """The point's threshold of 0.8 is reached by a logit of 1 at temperature 0.5 and not at 1."""
-    at = replace(scored, point=replace(scored.point, threshold=0.8))
     logits = np.array([[0.0, 1.0]] * 3, np.float32)
-    found = [compare.with_logits(at, logits, t).predicted.tolist() for t in (0.5, 1.0)]
+    found = [asked(t, 0.8).judged(logits).called[:, 0].tolist() for t in (0.5, 1.0)]
     assert found == [[1, 1, 1], [0, 0, 0]]
 
 
@@ -86,16 +87,11 @@ def test_maps_that_do_not_explain_the_logits_are_refused() -> None:
         compare.check_maps(replace(outputs, map_gap=float("nan")), 1e-4)
 
 
-def test_undefined_metrics_are_null_in_json(scored: Scored) -> None:
-    one_class = Scored(
-        labels=np.array([1, 1]),
-        probabilities=scored.probabilities[:2],
-        patients=scored.patients[:2],
-        classes=scored.classes,
-        point=scored.point,
-    )
-    assert compare.accuracy(one_class)["auroc"] is None
-    assert compare.accuracy(one_class)["recall"] == 1.0
+def test_undefined_metrics_are_null_in_json() -> None:
+    lesions = replace(asked(), targets=np.ones((3, 1)))
+    found = compare.accuracy(lesions.judged(np.array([[0.0, 1.0]] * 3, np.float32)))
+    assert found["label"]["auroc"] is None
+    assert found["label"]["recall"] == 1.0
 
 
 def test_the_machine_has_a_name() -> None:

@@ -7,12 +7,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from medtl_export.compare import Judgement, Validation
 from medtl_export.errors import GateUndefined
 from medtl_export.gate import Difference, Gate, Verdict
-from medtl_runtime.decision import OperatingPoint, probabilities
+from medtl_runtime.decision import (
+    Decision,
+    HeadDecision,
+    OperatingPoint,
+    plain_decision,
+    probabilities,
+)
+from medtl_runtime.heads import Head
 from medtl_train import metrics
-from medtl_train.metrics import Scored
 
+HEADS = (Head(name="label", classes=("healthy", "lesion")),)
 HALF = OperatingPoint(rule="threshold", positive="lesion", threshold=0.5)
 IMAGES = 200
 
@@ -35,22 +43,38 @@ def labels() -> NDArray[np.int64]:
     return np.arange(IMAGES) % 2
 
 
-def gate(**fields: object) -> Gate:
-    reference = Scored(
-        labels=labels(),
-        probabilities=probabilities(logits(), 1.0),
-        patients=np.array([f"p{i // 2}" for i in range(IMAGES)]),
-        classes=("healthy", "lesion"),
-        point=HALF,
+PATIENTS = np.array([f"p{i // 2}" for i in range(IMAGES)])
+
+
+def validation(
+    point: OperatingPoint = HALF, temperature: float = 1.0, truth: NDArray | None = None
+) -> Validation:
+    targets = labels() if truth is None else truth
+    own = HeadDecision(temperature=temperature, operating_point=point)
+    return Validation(
+        heads=HEADS,
+        targets=targets[:, None].astype(np.float64),
+        patients=PATIENTS,
+        decision=Decision(heads=(own,)),
     )
-    given = {
-        "reference": reference,
-        "temperature": 1.0,
-        "point": HALF,
-        "metric": "auroc",
-        "max_drop": 0.005,
-    }
-    return Gate(**{**given, **fields})  # pyright: ignore[reportArgumentType]
+
+
+def gate(
+    *,
+    reference: Judgement | None = None,
+    point: OperatingPoint = HALF,
+    temperature: float = 1.0,
+    truth: NDArray | None = None,
+    metric: str = "auroc",
+    max_drop: float | None = 0.005,
+) -> Gate:
+    asked = validation(point, temperature, truth)
+    return Gate(
+        reference=reference or validation(truth=truth).judged(logits()),
+        validation=asked,
+        metric=metric,
+        max_drop=max_drop,
+    )
 
 
 def test_the_same_network_differs_by_nothing_and_is_accepted() -> None:
@@ -91,8 +115,8 @@ def test_each_metric_is_compared_under_its_name(metric: str) -> None:
     found = gate(metric=metric).judge(worse)
     assert found.difference is not None
     name = "recall" if metric == "sensitivity" else metric
-    before = gate().judge(logits()).accuracy[name]
-    after = found.accuracy[name]
+    before = gate().judge(logits()).accuracy["label"][name]
+    after = found.accuracy["label"][name]
     assert before is not None
     assert after is not None
     assert found.difference.value == pytest.approx(after - before)
@@ -120,13 +144,12 @@ def test_without_a_limit_any_loss_is_accepted() -> None:
     assert not gate(max_drop=0.5).judge(reversed_).accepted
 
 
-def one_class() -> Scored:
-    return replace(gate().reference, labels=np.ones(IMAGES, np.int64))
+ONE_CLASS = np.ones(IMAGES)
 
 
 @pytest.mark.parametrize("metric", ["auroc", "balanced_accuracy"])
 def test_an_absent_class_is_named_where_it_leaves_the_metric_undefined(metric: str) -> None:
-    undefined = gate(reference=one_class(), metric=metric)
+    undefined = gate(truth=ONE_CLASS, metric=metric)
     with pytest.raises(GateUndefined, match=r"no validation images of healthy; --max-drop none"):
         undefined.check()
     with pytest.raises(GateUndefined, match=metric.replace("_", " ")):
@@ -136,16 +159,16 @@ def test_an_absent_class_is_named_where_it_leaves_the_metric_undefined(metric: s
 
 
 def test_an_absent_class_is_no_matter_where_the_metric_does_without_it() -> None:
-    gate(reference=one_class(), metric="sensitivity").check()
+    gate(truth=ONE_CLASS, metric="sensitivity").check()
 
 
 def test_without_a_limit_an_undefined_metric_is_no_matter() -> None:
-    free = gate(reference=one_class(), max_drop=None)
+    free = gate(truth=ONE_CLASS, max_drop=None)
     free.check()
     found = free.judge(logits())
     assert found.accepted
     assert found.difference is None
-    assert found.accuracy["auroc"] is None
+    assert found.accuracy["label"]["auroc"] is None
 
 
 def test_a_student_is_judged_at_its_own_operating_point() -> None:
@@ -168,17 +191,118 @@ def test_probabilities_are_those_at_the_temperature() -> None:
     edge = np.zeros((IMAGES, 2), np.float32)
     edge[:, 1] = 2 * np.log(3) + np.where(labels() == 1, 0.01, -0.01)
     found = gate(metric="balanced_accuracy", temperature=2.0, point=point).judge(edge)
-    assert found.accuracy["balanced_accuracy"] == 1.0
-    assert gate(metric="balanced_accuracy", point=point).judge(edge).accuracy["recall"] == 1.0
-    assert gate(metric="balanced_accuracy", point=point).judge(edge).accuracy["specificity"] == 0.0
+    assert found.accuracy["label"]["balanced_accuracy"] == 1.0
+    at_one = gate(metric="balanced_accuracy", point=point).judge(edge).accuracy["label"]
+    assert (at_one["recall"], at_one["specificity"]) == (1.0, 0.0)
 
 
 def test_the_same_logits_are_always_judged_alike() -> None:
     assert gate().judge(logits(noise=0.5)) == gate().judge(logits(noise=0.5))
 
 
-@pytest.mark.parametrize("reference", [None, one_class()])
-def test_a_verdict_survives_json(reference: Scored | None) -> None:
-    asked = gate(**({} if reference is None else {"reference": reference}))
-    found = asked.judge(logits(noise=0.5))
+@pytest.mark.parametrize("truth", [None, ONE_CLASS])
+def test_a_verdict_survives_json(truth: NDArray | None) -> None:
+    found = gate(truth=truth).judge(logits(noise=0.5))
     assert Verdict.from_json(found.to_json()) == found
+
+
+FOUR = (
+    Head(name="organ", classes=("a", "b", "c")),
+    Head(name="oedema", kind="binary", classes=("absent", "present")),
+    Head(name="grade", kind="ordinal", classes=("1", "2", "3")),
+    Head(name="age", kind="regression", unit="a", mean=50.0, std=20.0),
+)
+
+
+def of_four() -> tuple[Validation, NDArray[np.float32]]:
+    """Return images with some unknown targets, and logits that follow the targets."""
+    rng = np.random.default_rng(4)
+    targets = np.stack(
+        [
+            rng.integers(0, 3, IMAGES),
+            rng.integers(0, 2, IMAGES),
+            rng.integers(0, 3, IMAGES),
+            rng.normal(50, 20, IMAGES),
+        ],
+        axis=1,
+    ).astype(np.float64)
+    organ, oedema, grade, age = targets.T
+    signal = np.stack(
+        [
+            *(2 * (organ == k) for k in range(3)),
+            2 * oedema - 1,
+            2 * (grade > 0) - 1,
+            2 * (grade > 1) - 1,
+            (age - 50) / 20,
+        ],
+        axis=1,
+    )
+    found = (signal + 0.7 * rng.normal(size=signal.shape)).astype(np.float32)
+    targets[::7, 1] = np.nan
+    targets[::5, 3] = np.nan
+    asked = Validation(
+        heads=FOUR, targets=targets, patients=PATIENTS, decision=plain_decision(FOUR)
+    )
+    return asked, found
+
+
+def gate_of_four(**fields: float | None) -> tuple[Gate, NDArray[np.float32]]:
+    asked, found = of_four()
+    made = Gate(
+        reference=asked.judged(found),
+        validation=asked,
+        metric="auroc",
+        **({"max_drop": 0.005} | fields),
+    )
+    return made, found
+
+
+def test_the_same_network_of_several_heads_is_accepted() -> None:
+    asked, found = gate_of_four()
+    verdict = asked.judge(found)
+    assert verdict.accepted
+    assert (verdict.flips, verdict.difference) == (0, Difference(value=0.0, low=0.0, high=0.0))
+    assert list(verdict.accuracy) == ["organ", "oedema", "grade", "age"]
+    assert verdict.accuracy["age"].keys() >= {"mae", "r2"}
+    assert Verdict.from_json(verdict.to_json()) == verdict
+
+
+@pytest.mark.parametrize(
+    ("head", "columns"),
+    [("organ", [0, 1, 2]), ("oedema", [3]), ("grade", [4, 5]), ("age", [6])],
+)
+def test_one_head_that_loses_is_named_and_closes_the_gate(head: str, columns: list[int]) -> None:
+    asked, found = gate_of_four()
+    worse = found.copy()
+    worse[:, columns] += 1.5 * np.random.default_rng(9).normal(size=(IMAGES, len(columns)))
+    verdict = asked.judge(worse)
+    assert not verdict.accepted
+    assert verdict.head == head
+    assert verdict.difference is not None
+    name = "r2" if head == "age" else "auroc"
+    before, after = (asked.judge(one).accuracy[head][name] for one in (found, worse))
+    assert before is not None
+    assert after is not None
+    assert verdict.difference.value == pytest.approx(after - before)
+    assert (verdict.flips > 0) == (head != "age")  # a value is no decision
+
+
+def test_flips_count_images_whose_target_is_not_known() -> None:
+    asked, found = gate_of_four()
+    turned = found.copy()
+    turned[0, 3] *= -1  # the target of oedema is not known of the first image
+    assert np.isnan(asked.validation.targets[0, 1])
+    assert asked.judge(turned).flips == 1
+
+
+def test_a_head_whose_metric_is_not_defined_is_named_and_does_not_decide() -> None:
+    asked, found = of_four()
+    targets = asked.targets.copy()
+    targets[:, 1] = np.where(np.isnan(targets[:, 1]), np.nan, 0.0)
+    lacking = replace(asked, targets=targets)
+    made = Gate(reference=lacking.judged(found), validation=lacking, metric="auroc", max_drop=0.005)
+    made.check()
+    assert made.not_judged == ("oedema",)
+    worse = found.copy()
+    worse[:, 3] = 0
+    assert made.judge(worse).accepted

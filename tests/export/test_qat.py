@@ -15,14 +15,16 @@ from medtl_export.qat_student import Student, unfolded
 from medtl_models.architectures import ARCHITECTURES
 from medtl_models.network import Network
 from medtl_runtime.errors import ExtraMissing, UsageError
+from medtl_runtime.heads import Head
 from medtl_runtime.recipe import HeaderVoi, Recipe, as_batch
-from medtl_train.dataset import ImageSet
+from medtl_train.images import ImageSet
 
 needs_torchao = pytest.mark.skipif(
     not qat.is_available(), reason="torchao is not installed (extra qat)"
 )
 CPU = torch.device("cpu")
 SIZE = 32
+HEADS = (Head(name="label", classes=("left", "middle", "right")),)
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +81,7 @@ def train() -> ImageSet:
 
 def tuned(given: Network, train: ImageSet, notes: list[str], **settings) -> Network:
     chosen = QatSettings(**{"epochs": 2, "batch_size": 8, "lr": 3e-5} | settings)
-    return qat.finetune(given, train, settings=chosen, device=CPU, note=notes.append)
+    return qat.finetune(given, train, HEADS, settings=chosen, device=CPU, note=notes.append)
 
 
 def rounded_error(given: Network, reference: Network, images: np.ndarray) -> float:
@@ -260,3 +262,25 @@ def test_the_float_graph_has_a_convolution_for_each_site() -> None:
     head = set(graph.head_nodes(model))
     found = [n for n in model.graph.node if n.op_type == "Conv" and n.name not in head]
     assert len(found) == qat.quantised_sites(given).convolutions
+
+
+def test_the_labels_of_every_kind_of_head_count_where_they_are_known() -> None:
+    heads = (
+        Head(name="organ", classes=("a", "b", "c")),
+        Head(name="oedema", kind="binary", classes=("absent", "present")),
+        Head(name="grade", kind="ordinal", classes=("1", "2", "3")),
+        Head(name="age", kind="regression", mean=50.0, std=20.0),
+    )
+    logits = torch.randn(2, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    targets = torch.tensor([[2.0, 1.0, 0.0, 70.0], [torch.nan, 0.0, torch.nan, torch.nan]])
+    found = qat.labels_loss(heads, logits, targets)
+    cross_entropy = torch.nn.functional.cross_entropy(logits[:1, :3], torch.tensor([2]))
+    binary = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 3], targets[:, 1])
+    grade = torch.nn.functional.softplus(logits[0, 4])  # not above the lowest
+    value = (logits[0, 6] - 1) ** 2
+    expected = (cross_entropy + binary + grade + value) / 4
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    found.backward()
+    assert logits.grad is not None
+    assert (logits.grad[1, [0, 1, 2, 4, 5, 6]] == 0).all()  # unknown: nothing to learn from
+    assert logits.grad[1, 3] != 0

@@ -15,8 +15,15 @@ import pytest
 
 from medtl_export.gate import Difference
 from medtl_export.report import Kind, Point, candidates, frontier, points, write_report
-from medtl_runtime.decision import Decision, NoveltyCutoffs, OperatingPoint
+from medtl_runtime.decision import (
+    Decision,
+    HeadDecision,
+    NoveltyCutoffs,
+    OperatingPoint,
+    plain_decision,
+)
 from medtl_runtime.errors import OutputNotWritten
+from medtl_runtime.heads import Head
 from medtl_runtime.intended_use import IntendedUse, Rule
 from medtl_runtime.modelfile import Description
 from medtl_runtime.testing import describe
@@ -78,11 +85,16 @@ def change(value: float, spread: float = 0.003) -> dict[str, float]:
 
 
 def row(name: str, verdict: str, **measured: Any) -> dict[str, Any]:
-    nothing = {"latency": None, "difference": None, "flips": None, "error": None}
+    nothing = {"latency": None, "difference": None, "head": None, "flips": None, "error": None}
     return {"name": f"int8 {name}", "verdict": verdict, **nothing, **measured}
 
 
-CHOSEN: dict[str, Any] = {"latency": time(1.7), "difference": change(-0.0011), "flips": 1}
+CHOSEN: dict[str, Any] = {
+    "latency": time(1.7),
+    "difference": change(-0.0011),
+    "head": "label",
+    "flips": 1,
+}
 
 SEARCH = (
     row("all operators", "first", latency=time(1.1), difference=change(-0.009), flips=7),
@@ -96,6 +108,7 @@ SEARCH = (
 
 def account(**changes: Any) -> dict[str, Any]:
     before = {"auroc": 0.7936, "recall": 0.8, "specificity": None}
+    after = {**before, "auroc": 0.7925}
     return {
         "target": "cpu",
         "scheme": "QDQ, uint8 activations, int8 weights per output channel",
@@ -105,7 +118,8 @@ def account(**changes: Any) -> dict[str, Any]:
         "max_drop": 0.005,
         "calibration_images": 300,
         "validation_images": 90,
-        "accuracy": {"fp32": before, "chosen": {**before, "auroc": 0.7925}},
+        "accuracy": {"fp32": {"label": before}, "chosen": {"label": after}},
+        "not_judged": [],
         **CHOSEN,
         "not_measured": None,
         "conditions": {"threads": None, "batch_size": 1},
@@ -143,20 +157,24 @@ def fallen_back(reason: str, **changes: Any) -> dict[str, Any]:
 def facts(classes: tuple[str, ...] = CLASSES) -> dict[str, Any]:
     table = [[40, 5], [6, 39]]
     metrics = {"auroc": {"value": 0.8318, "low": 0.7357, "high": 0.9115}}
-    evaluation = {"images": 90, "patients": 30, "metrics": metrics, "confusion": table}
-    counts = dict.fromkeys(classes, 45)
+    counts = {"images": 90, "patients": 30}
+    found = {**counts, "resamples": 1000, "metrics": metrics, "confusion": table, "delong": None}
+    evaluation = {**counts, "heads": {"label": found}}
+    by_class = {"label": {"counts": dict.fromkeys(classes, 45), "unknown": 0}}
     return {
         "run": "liver",
         "architecture": "resnet18",
         "head": "linear",
         "data_fingerprint": "sha256:" + "cd" * 32,
-        "images": {"train": counts, "val": counts, "test": counts},
+        "images": {"train": 90, "val": 90, "test": 90},
+        "targets": {"train": by_class, "val": by_class, "test": by_class},
         "patients": {"train": 10, "val": 30, "test": 30},
         "patients_known": True,
         "configuration": {"epochs": 12, "optimizer": "adamw"},
         "parent_weights": "lung",
         "validation": evaluation,
         "test": evaluation,
+        "external": None,
         "parity": {"images": 90, "largest_difference": 1.7e-6, "flips": 0, "tolerance": 0.00031},
         "versions": {"torch": "2.15.0", "medtl": "0.1.0"},
     }
@@ -173,7 +191,9 @@ def described(
         "version": "cdcdcdcdcdcd",
         "precision": "int8" if quantisation else "fp32",
         "quantisation": quantisation,
-        "decision": Decision(temperature=3.5, operating_point=point, novelty=novelty),
+        "decision": Decision(
+            heads=(HeadDecision(temperature=3.5, operating_point=point),), novelty=novelty
+        ),
         "intended_use": IntendedUse(rules=(modality,)),
         "provenance": facts(classes),
         "requires": {"ir_version": 10, "opset": 20, "onnxruntime": "1.23"},
@@ -494,3 +514,42 @@ def test_a_browser_opens_it(tmp_path: Path) -> None:
         [*command, profile, path.as_uri()], capture_output=True, text=True, timeout=60, check=True
     )
     assert "◆ chosen" in Page(done.stdout).text
+
+
+HEADS = (
+    Head(name="organ", classes=("liver", "spleen", "kidney")),
+    Head(name="age", kind="regression", unit="a", mean=50.0, std=20.0),
+)
+
+
+def of_two_heads() -> Description:
+    organ = facts()["validation"]["heads"]["label"]
+    errors = {"mae": {"value": 6.25, "low": 5.5, "high": 7.0}}
+    age = {"images": 80, "patients": 30, "resamples": 1000, "metrics": errors}
+    split = {"images": 90, "patients": 30, "heads": {"organ": organ, "age": age}}
+    counts = {
+        "organ": {"counts": dict.fromkeys(HEADS[0].classes, 30), "unknown": 0},
+        "age": {"median": 51.0, "unknown": 10},
+    }
+    figures = {"organ": {"auroc": 0.9}, "age": {"r2": 0.61}}
+    rows = [{**one, "head": "age" if one["difference"] else None} for one in SEARCH]
+    told = account(
+        accuracy={"fp32": figures, "chosen": figures},
+        head="age",
+        not_judged=["organ"],
+        search=rows,
+    )
+    given = facts() | {
+        "targets": dict.fromkeys(("train", "val", "test"), counts),
+        "validation": split,
+        "test": split,
+    }
+    return described(told, heads=HEADS, decision=plain_decision(HEADS), provenance=given)
+
+
+def test_a_page_of_several_heads_names_the_one_that_loses_most(tmp_path: Path) -> None:
+    page = shown(tmp_path, of_two_heads())
+    assert "organ: liver; spleen; kidney. age: a value in a." in page.text
+    assert "Of the 2 heads, age loses most: its validation R² changes by" in page.text
+    assert "Not judged, because AUROC or R² is not defined on these images: organ" in page.text
+    assert "6.250" in page.text

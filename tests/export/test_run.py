@@ -23,7 +23,7 @@ from medtl_export.search import Outcome
 from medtl_export.settings import Quantising, Settings
 from medtl_export.workbench import Choice, Workbench
 from medtl_runtime import Predictor
-from medtl_runtime.decision import Aggregation
+from medtl_runtime.aggregation import Aggregation
 from medtl_runtime.errors import (
     ModelUntrusted,
     OutputExists,
@@ -36,7 +36,7 @@ from medtl_runtime.onnxfile import read_model_file
 from medtl_runtime.selftest import self_test
 from medtl_train import checkpoint as checkpoints
 from medtl_train.errors import CheckpointUnusable, ImagesMissing
-from medtl_train.fit import predict_logits
+from medtl_train.predict import predict_logits
 
 
 def files_of(run: Path, split: str) -> dict[str, str]:
@@ -83,8 +83,11 @@ def test_the_file_describes_itself(run: Path, exported: Path) -> None:
     assert described.classes == ("healthy", "lesion")
     assert described.recipe.to_json() == summary["recipe"]
     decision = described.decision
-    assert decision.operating_point.threshold == summary["operating_point"]["threshold"]
-    assert decision.temperature == summary["temperature"] != 1
+    ((name, fitted),) = summary["heads"].items()
+    (own,) = decision.heads
+    assert [head.name for head in described.heads] == [name]
+    assert own.operating_point.threshold == fitted["operating_point"]["threshold"]
+    assert own.temperature == fitted["temperature"] != 1
     assert described.intended_use.rules[0].values == ("CT",)
     assert str(described.aggregation) == "max"
     assert described.precision == "fp32"
@@ -201,8 +204,9 @@ def test_a_student_goes_through_the_gate_against_its_teacher(
     assert account is not None
     assert account["distillation"]["teacher"]["arch"] == "resnet18"
     summary = json.loads((copied_run / "metrics.json").read_text(encoding="utf-8"))
-    of_teacher = summary["validation"]["metrics"]["auroc"]["value"]
-    assert account["accuracy"]["fp32"]["auroc"] == pytest.approx(of_teacher)
+    (name,) = summary["heads"]
+    of_teacher = summary["validation"]["heads"][name]["metrics"]["auroc"]["value"]
+    assert account["accuracy"]["fp32"][name]["auroc"] == pytest.approx(of_teacher)
     assert not any("taken as it is" in line for line in told)
     exporting.export(copied_run, path, settings, overwrite=True, note=told.append)
     assert any("is the student; it is taken as it is" in line for line in told)
@@ -310,11 +314,11 @@ def test_too_few_training_images_are_refused(copied_run: Path, tmp_path: Path) -
         exporting.export(copied_run, tmp_path / "m.onnx", Settings(quantise=Quantising()))
 
 
-def test_images_without_a_label_are_refused(copied_run: Path, tmp_path: Path) -> None:
+def test_images_with_a_label_that_is_no_class_are_refused(copied_run: Path, tmp_path: Path) -> None:
     splits = copied_run / "splits.csv"
     text = splits.read_text(encoding="utf-8")
-    splits.write_text(text.replace(",healthy,", ",,"), encoding="utf-8")
-    with pytest.raises(UsageError, match="has the label"):
+    splits.write_text(text.replace(",healthy,", ",cirrhosis,"), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"splits\.csv: .*cirrhosis"):
         exporting.export(copied_run, tmp_path / "m.onnx", Settings(quantise=Quantising()))
 
 
@@ -329,7 +333,7 @@ def test_a_run_without_validation_images_is_refused(copied_run: Path, tmp_path: 
 def test_the_metadata_is_one_json_document(exported: Path) -> None:
     model = onnx.load(exported, load_external_data=False)
     assert [entry.key for entry in model.metadata_props] == [METADATA_KEY]
-    assert json.loads(model.metadata_props[0].value)["schema_version"] == 3
+    assert json.loads(model.metadata_props[0].value)["schema_version"] == 4
 
 
 @pytest.fixture(scope="module")
@@ -388,7 +392,7 @@ def test_the_decision_is_fitted_on_what_the_file_itself_computes(run: Path, guar
     described = predictor.description
     assert described.precision == "int8"
     assert str(described.aggregation) == "top-2-mean"
-    triage, novelty = described.decision.triage, described.decision.novelty
+    triage, novelty = described.decision.heads[0].triage, described.decision.novelty
     assert triage is not None
     assert novelty is not None
     files = files_of(run, "val")
@@ -463,7 +467,7 @@ def test_what_cannot_be_done_is_said_before_the_network_is_traced(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("missing", ["temperature", "operating_point", "headers"])
+@pytest.mark.parametrize("missing", ["heads", "headers"])
 def test_a_run_of_another_version_is_refused(
     missing: str, copied_run: Path, tmp_path: Path
 ) -> None:

@@ -59,7 +59,9 @@ class FakeBench:
     def verdict(self, choice: Choice | None) -> Verdict:
         drop = 0.0 if choice is None else self.drop(choice)
         difference = Difference(value=-drop / 2, low=-drop, high=0.0)
-        return Verdict(difference=difference, flips=0, accuracy={}, accepted=drop < 0.005)
+        return Verdict(
+            difference=difference, head="label", flips=0, accuracy={}, accepted=drop < 0.005
+        )
 
 
 def latency(speed_up: float, width: float) -> Latency:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,9 +17,9 @@ from medtl_export.ledger import Ledger, ledger_for
 from medtl_export.search import Outcome, search
 from medtl_export.targets import TARGETS, open_session
 from medtl_export.workbench import Choice, Conditions, Workbench, facts_of
-from medtl_runtime.decision import OperatingPoint, probabilities
+from medtl_runtime.decision import Decision, HeadDecision, OperatingPoint, plain_decision
+from medtl_runtime.heads import Head
 from medtl_train import metrics
-from medtl_train.metrics import Scored
 
 GraphOf = Callable[..., onnx.ModelProto]
 
@@ -46,7 +47,7 @@ WEIGHTS = {
     "axes": np.array([2, 3]),
 }
 PIXELS = np.random.default_rng(7).integers(0, 65536, (24, 1, 16, 16)).astype(np.uint16)
-CLASSES = ("one", "two", "three", "four")
+HEADS = (Head(name="label", classes=("one", "two", "three", "four")),)
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +59,14 @@ def network(graph_of: GraphOf) -> onnx.ModelProto:
 def gate(network: onnx.ModelProto) -> Gate:
     session = open_session(TARGETS["cpu"], network.SerializeToString(), threads=1, measured=False)
     logits = compare.run_all(session, PIXELS).logits
-    reference = Scored(
-        labels=np.arange(len(PIXELS)) % 4,
-        probabilities=probabilities(logits, 1.0),
+    validation = compare.Validation(
+        heads=HEADS,
+        targets=(np.arange(len(PIXELS)) % 4)[:, None].astype(float),
         patients=np.array([str(i) for i in range(len(PIXELS))]),
-        classes=CLASSES,
-        point=OperatingPoint(),
+        decision=plain_decision(HEADS),
     )
-    point = OperatingPoint()
-    return Gate(reference=reference, temperature=1.0, point=point, metric="auroc", max_drop=0.05)
+    reference = validation.judged(logits)
+    return Gate(reference=reference, validation=validation, metric="auroc", max_drop=0.05)
 
 
 @pytest.fixture
@@ -205,6 +205,10 @@ def test_what_measurements_depend_on_are_the_facts_of_the_ledger(
     other.graph.initializer[0].raw_data = draw(4, 1, 3, 3, seed=9).tobytes()
     conditions = bench().conditions
     moved = OperatingPoint(chosen="elsewhere")
+
+    def decided(**fields: Any) -> compare.Validation:
+        return replace(gate.validation, decision=Decision(heads=(HeadDecision(**fields),)))
+
     changed = [
         bench(model=other),
         bench(calibration=PIXELS[:9]),
@@ -214,8 +218,9 @@ def test_what_measurements_depend_on_are_the_facts_of_the_ledger(
         bench(conditions=replace(conditions, batch_size=2)),
         bench(gate=replace(gate, metric="sensitivity")),
         bench(gate=replace(gate, max_drop=None)),
-        bench(gate=replace(gate, temperature=2.0)),
-        bench(gate=replace(gate, point=moved)),
+        bench(gate=replace(gate, validation=decided(temperature=2.0))),
+        bench(gate=replace(gate, validation=decided(operating_point=moved))),
+        bench(gate=replace(gate, reference=gate.validation.judged(draw(len(PIXELS), 4)))),
     ]
     facts = facts_of(bench())
     assert facts_of(bench()) == facts

@@ -99,6 +99,8 @@ def tiny_model(folder: Path) -> Path:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
+    from medtl_runtime.decision import plain_decision
+    from medtl_runtime.heads import Head
     from medtl_runtime.modelfile import Description, SelfTest
     from medtl_runtime.recipe import FixedWindow, Recipe
 
@@ -121,11 +123,12 @@ def tiny_model(folder: Path) -> Path:
         ],
         [numpy_helper.from_array(array, name) for name, array in values.items()],
     )
+    heads = (Head(name="label", classes=("dark", "bright")),)
     description = Description(
         name="brightness",
         version="1",
-        task="multiclass",
-        classes=("dark", "bright"),
+        heads=heads,
+        decision=plain_decision(heads),
         recipe=Recipe(size=(32, 32), channels=1, window=FixedWindow(centre=0, width=2000)),
         self_test=SelfTest(seeds=(1,), logits=((0.0, 0.0),), tolerance=1.0),
         provenance={},

@@ -1,6 +1,7 @@
 """The main job as a user does it, through the three commands, on small phantom studies."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 from medtl_runtime import Predictor, read_scan
 from medtl_runtime.recipe import as_batch
 from medtl_train.checkpoint import load_run
-from medtl_train.dataset import read_again
+from medtl_train.listing import read_again
 from medtl_train.phantoms import write_studies
 
 BIN = Path(sys.executable).parent
@@ -20,8 +21,14 @@ BIN = Path(sys.executable).parent
 
 def command(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     program, *arguments = line.split()
+    own_cache = {**os.environ, "XDG_CACHE_HOME": str(cwd / "cache")}
     return subprocess.run(
-        [BIN / program, *arguments], cwd=cwd, capture_output=True, text=True, check=False
+        [BIN / program, *arguments],
+        cwd=cwd,
+        env=own_cache,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from medtl_runtime import cli
 from medtl_runtime.engines import Session
+from medtl_runtime.heads import width
 from medtl_runtime.modelfile import METADATA_KEY, Description
 from medtl_runtime.recipe import HeaderVoi, Recipe
 from medtl_runtime.selftest import synthetic_logits
@@ -117,9 +118,9 @@ MakeModel = Callable[..., Path]
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
     """Return a function that writes a small, real model file.
 
-    The map of a class is a weight times the mean of a quarter of the image's side, plus a bias; the
-    logit is the map's mean. Keywords are fields of the description, or for the graph: ``batch``,
-    ``outputs`` and ``graph_classes``.
+    The map of a column is a weight times the mean of a quarter of the image's side, plus a bias;
+    the logit is the map's mean. Keywords are fields of the description, or for the graph:
+    ``batch``, ``outputs`` and ``graph_classes``.
     """
 
     def make(
@@ -133,9 +134,10 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
     ) -> Path:
         path = path or tmp_path_factory.mktemp("model") / "tiny.onnx"
         fields.setdefault("recipe", Recipe(size=(32, 32), channels=1, window=HeaderVoi()))
-        fields.setdefault("classes", ("dark", "bright"))
+        if "heads" not in fields:
+            fields.setdefault("classes", ("dark", "bright"))
         described = describe(name="tiny", **fields)
-        count = graph_classes or len(described.classes)
+        count = graph_classes or width(described.heads)
         model = _model(described.recipe, count, batch=batch, outputs=outputs)
         if metadata is None:
             if "self_test" not in fields and batch == "N":
@@ -195,8 +197,7 @@ def _with_self_test(model: onnx.ModelProto, described: Description) -> Descripti
     session = Session(model.SerializeToString(), device="cpu", threads=1)
     logits = synthetic_logits(session, described.recipe, described.self_test.seeds)
     rows = tuple(tuple(map(float, row)) for row in logits)
-    classes = described.classes
-    if logits.shape[1] != len(classes):
+    if logits.shape[1] != width(described.heads):
         return described
     test = dataclasses.replace(described.self_test, logits=rows)
     return dataclasses.replace(described, self_test=test)

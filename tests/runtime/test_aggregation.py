@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from medtl_runtime.aggregation import aggregate
-from medtl_runtime.decision import Aggregation
+from medtl_runtime.aggregation import Aggregation, aggregate, aggregate_grades, aggregate_values
 
 TWO = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
 THREE = np.array([[0.8, 0.1, 0.1], [0.1, 0.6, 0.3], [0.2, 0.3, 0.5]])
@@ -82,3 +81,37 @@ def test_the_slices_are_left_as_they_are():
     before = TWO.copy()
     case("top-2-mean")
     assert np.array_equal(TWO, before)
+
+
+GRADES = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.1, 0.4], [0.9, 0.1, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        # P(above 1) is 0.3, 0.9, 0.5, 0.1 and P(above 2) 0.1, 0.3, 0.4, 0 in the slices.
+        ("max", [0.1, 0.5, 0.4]),
+        ("mean", [0.55, 0.25, 0.2]),
+        ("top-2-mean", [0.3, 0.35, 0.35]),
+    ],
+)
+def test_the_rule_applies_to_the_probability_of_lying_above_a_grade(
+    rule: str, expected: list[float]
+):
+    np.testing.assert_allclose(aggregate_grades(GRADES, Aggregation.parse(rule)), expected)
+
+
+@pytest.mark.parametrize("rule", ["max", "mean", "top-3-mean"])
+def test_grades_of_a_case_are_probabilities_whatever_the_slices_say(rule: str):
+    slices = np.random.default_rng(0).dirichlet(np.full(6, 0.2), size=(200, 9))
+    for some in slices:
+        found = aggregate_grades(some, Aggregation.parse(rule))
+        assert (found >= 0).all()
+        assert found.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("max", 3), ("top-2-mean", 3), ("mean", 5)])
+def test_one_odd_slice_does_not_move_the_value_of_a_case_but_by_the_mean(rule: str, expected: int):
+    values = np.array([4.0, 2.0, 3.0, 1.0, 15.0])
+    assert aggregate_values(values, Aggregation.parse(rule)) == expected
+    assert aggregate_values(values[::-1], Aggregation.parse(rule)) == expected

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from medtl_runtime import __version__
+from medtl_runtime.aggregation import Aggregation
+from medtl_runtime.answers import Answer
 from medtl_runtime.audit_entries import entries_of, instance_hash, start_entry, stop_entry
-from medtl_runtime.decision import Aggregation
 from medtl_runtime.errors import ScanNotFound, ScanOutOfScope
+from medtl_runtime.heads import Head
 from medtl_runtime.recipe import Canonical
 from medtl_runtime.results import CaseResult, Failure, Result
 from medtl_runtime.scan import Header
@@ -27,14 +29,21 @@ RUN: dict[str, Any] = {"model": MODEL, "engine": "fake engine"}
 HEADER = Header(sop_instance_uid=UID, patient_id="PLANTED", modality="MR", patient_age=61.5)
 
 
+HEADS = (Head(name="label", classes=("lesion", "normal")),)
+ANSWERS = {
+    "label": Answer(
+        kind="multiclass", finding="lesion", probabilities={"lesion": 0.9, "normal": 0.1}
+    )
+}
+
+
 def result(**changes: Any) -> Result:
     one = Result(
         scan="/PLANTED/PLANTED.dcm",
         frame=3,
         header=HEADER,
-        finding="lesion",
-        probabilities={"lesion": 0.9, "normal": 0.1},
-        prediction_set=None,
+        answers=ANSWERS,
+        heads=HEADS,
         novelty=None,
         warnings=(),
         logits=np.zeros(2, np.float32),
@@ -90,7 +99,7 @@ def test_the_entry_of_a_result() -> None:
             "instance": instance_hash(KEY, UID),
             "frame": 3,
             "status": "ok",
-            "finding": "lesion",
+            "answers": {"label": "lesion"},
             "reason": None,
             "attribute": None,
         }
@@ -98,8 +107,16 @@ def test_the_entry_of_a_result() -> None:
 
 
 def test_the_entry_of_an_abstention_has_no_finding() -> None:
-    (entry,) = entries_of(result(finding=None), KEY, **RUN)
-    assert (entry["status"], entry["finding"], entry["reason"]) == ("abstained", None, None)
+    unsure = {"label": dataclasses.replace(ANSWERS["label"], finding=None)}
+    (entry,) = entries_of(result(answers=unsure), KEY, **RUN)
+    assert (entry["status"], entry["reason"]) == ("abstained", None)
+    assert entry["answers"] == {"label": None}
+
+
+def test_the_entry_of_several_heads_has_the_answer_of_each() -> None:
+    age = Answer(kind="regression", value=61.4999999, unit="a")
+    (entry,) = entries_of(result(answers={**ANSWERS, "age": age}), KEY, **RUN)
+    assert entry["answers"] == {"label": "lesion", "age": 61.5}
 
 
 def test_the_entry_of_a_refusal_names_the_attribute_and_not_its_value() -> None:
@@ -112,7 +129,7 @@ def test_the_entry_of_a_refusal_names_the_attribute_and_not_its_value() -> None:
         "instance": instance_hash(KEY, UID),
         "frame": 0,
         "status": "refused",
-        "finding": None,
+        "answers": None,
         "reason": "scan-out-of-scope",
         "attribute": "PatientAge",
     }
@@ -132,9 +149,7 @@ def test_a_series_is_the_entries_of_its_slices_and_its_own() -> None:
         scan="/PLANTED",
         series_instance_uid="1.2.3",
         aggregation=Aggregation(),
-        finding="lesion",
-        probabilities={"lesion": 0.9, "normal": 0.1},
-        prediction_set=None,
+        answers=ANSWERS,
         notes=("PLANTED",),
         slices=[result(frame=0), refusal(), result(frame=1)],
     )
@@ -147,7 +162,7 @@ def test_a_series_is_the_entries_of_its_slices_and_its_own() -> None:
         "engine": "fake engine",
         "instance": instance_hash(KEY, "1.2.3"),
         "status": "ok",
-        "finding": "lesion",
+        "answers": {"label": "lesion"},
         "slices": {"ok": 2, "refused": 1},
     }
 

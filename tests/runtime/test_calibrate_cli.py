@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ import pydicom
 import pytest
 
 from medtl_runtime import Predictor
-from medtl_runtime.decision import Aggregation, Decision, NoveltyCutoffs, OperatingPoint, Triage
+from medtl_runtime.aggregation import Aggregation
+from medtl_runtime.decision import Decision, HeadDecision, NoveltyCutoffs, OperatingPoint, Triage
+from medtl_runtime.heads import Head
 from medtl_runtime.modelfile import file_digest
 from medtl_runtime.novelty import fit_reference
 from medtl_runtime.results import Result
@@ -22,13 +23,18 @@ from medtl_runtime.site import read_site, site_path, write_site
 Infer = Callable[..., Any]
 
 CLASSES = ("dark", "bright")
+HEADS = (Head(name="label", classes=CLASSES),)
 PATIENT = "DOE^JANE"
 REFERENCE = fit_reference(np.random.default_rng(5).normal(0.5, 0.2, (60, 1)), np.repeat([0, 1], 30))
 POINT = OperatingPoint(rule="threshold", positive="bright", threshold=0.5)
 OWN = Decision(
-    temperature=1.5,
-    operating_point=POINT,
-    triage=Triage(error_rate=0.2, thresholds=(0.4, 0.4), images=100),
+    heads=(
+        HeadDecision(
+            temperature=1.5,
+            operating_point=POINT,
+            triage=Triage(error_rate=0.2, thresholds=(0.4, 0.4), images=100),
+        ),
+    ),
     novelty=NoveltyCutoffs(energy=5.0, mahalanobis=4.0, false_refusal_rate=0.1, images=100),
 )
 
@@ -113,10 +119,10 @@ def test_afterwards_the_model_does_on_the_images_what_was_measured(
     document = json.loads(done.out)
     account = document["account"]
     assert Path(document["site_file"]) == site_path(model)
-    site = read_site(site_path(model), file_digest(model), CLASSES)
+    site = read_site(site_path(model), file_digest(model), HEADS)
     assert (site.account, site.unit) == (account, "image")
-    assert site.decision == Decision.from_json(document["decision"], CLASSES)
-    assert account["cases"] == {"dark": 24, "bright": 24}
+    assert site.decision == Decision.from_json(document["decision"], HEADS)
+    assert account["heads"]["label"]["cases"] == {"dark": 24, "bright": 24}
     assert (account["images"], account["patients"], account["left_out"]) == (48, None, {})
     for when, predictor in both(model).items():
         outcomes = [
@@ -125,19 +131,20 @@ def test_afterwards_the_model_does_on_the_images_what_was_measured(
             for one in predictor.outcomes(path)
         ]
         found = counted(outcomes)
-        assert found == {name: account[when][name] for name in found}
-    assert account["before"]["refused"] > 0  # and still fitted on
-    assert account["after"]["abstained"] > 0
+        assert found == {name: account["heads"]["label"][when][name] for name in found}
+    assert account["heads"]["label"]["before"]["refused"] > 0  # and still fitted on
+    assert account["heads"]["label"]["after"]["abstained"] > 0
     assert (
-        account["after"]["negative_log_likelihood"] < account["before"]["negative_log_likelihood"]
+        account["heads"]["label"]["after"]["negative_log_likelihood"]
+        < account["heads"]["label"]["before"]["negative_log_likelihood"]
     )
     # The rates are those of the model, as none were given.
-    assert site.decision.triage is not None
+    assert site.decision.heads[0].triage is not None
     assert site.decision.novelty is not None
-    assert site.decision.triage.error_rate == 0.2
+    assert site.decision.heads[0].triage.error_rate == 0.2
     assert site.decision.novelty.false_refusal_rate == 0.1
-    assert account["after"]["wrong_findings"] <= 0.2 * 48
-    assert account["after"]["refused"] <= 0.1 * 48
+    assert account["heads"]["label"]["after"]["wrong_findings"] <= 0.2 * 48
+    assert account["heads"]["label"]["after"]["refused"] <= 0.1 * 48
 
 
 def test_afterwards_the_model_does_on_the_series_what_was_measured(
@@ -147,11 +154,14 @@ def test_afterwards_the_model_does_on_the_series_what_was_measured(
     done = infer("calibrate", "--data", series, "--model", model, *options)
     assert done.code == 0
     account = json.loads(done.out)["account"]
-    site = read_site(site_path(model), file_digest(model), CLASSES)
+    site = read_site(site_path(model), file_digest(model), HEADS)
     assert site.unit == "series"
-    assert site.decision.temperature == OWN.temperature
-    assert site.decision.operating_point.chosen == "sensitivity of at least 0.9 on 24 local series"
-    assert account["cases"] == {"dark": 12, "bright": 12}
+    assert site.decision.heads[0].temperature == OWN.heads[0].temperature
+    assert (
+        site.decision.heads[0].operating_point.chosen
+        == "sensitivity of at least 0.9 on 24 local series"
+    )
+    assert account["heads"]["label"]["cases"] == {"dark": 12, "bright": 12}
     assert (account["images"], account["patients"]) == (72, 6)
     for when, predictor in both(model).items():
         outcomes = []
@@ -162,10 +172,10 @@ def test_afterwards_the_model_does_on_the_series_what_was_measured(
                 assert isinstance(case, Case)
                 outcomes.append((label, predictor.case(case)))
         found = counted(outcomes)
-        assert found == {key: account[when][key] for key in found}
+        assert found == {key: account["heads"]["label"][when][key] for key in found}
     slices = [one for _, case in outcomes for one in case.slices]
     assert sum(not isinstance(one, Result) for one in slices) > 0  # some left out of their case
-    assert account["after"]["sensitivity"] >= 0.9
+    assert account["heads"]["label"]["after"]["sensitivity"] >= 0.9
     assert "the label of a series does not say what each slice shows" in done.err
     assert "24 cases are of 6 patients" in done.err
 
@@ -198,19 +208,25 @@ def test_the_table_shows_both_and_says_on_what_they_were_measured(
     assert lines[1] == "left out: 2 (scan-not-found 1, scan-unreadable 1)"
     assert lines[3].split() == ["before", "after"]
     table = {line[:28].strip(): line[28:].split() for line in lines[4:17]}
-    site = read_site(target, file_digest(model), CLASSES)
+    site = read_site(target, file_digest(model), HEADS)
     decision, account = site.decision, site.account
-    assert table["temperature"] == ["1.5000", f"{decision.temperature:.4f}"]
-    assert table["operating point"] == ["0.5000", f"{decision.operating_point.threshold:.4f}"]
+    assert table["temperature"] == ["1.5000", f"{decision.heads[0].temperature:.4f}"]
+    assert table["operating point"] == [
+        "0.5000",
+        f"{decision.heads[0].operating_point.threshold:.4f}",
+    ]
     assert table["error rate of triage"] == ["0.2000", "-"]
     assert table["rate of false refusal"] == ["0.1000", "-"]
     for label, name in (("accuracy", "accuracy"), ("sensitivity", "sensitivity")):
-        pair = [f"{account[when][name]:.4f}" for when in ("before", "after")]
+        pair = [f"{account['heads']['label'][when][name]:.4f}" for when in ("before", "after")]
         assert table[label] == pair
-    assert table["cases with a finding"] == [str(account["before"]["findings"]), "48"]
+    assert table["cases with a finding"] == [
+        str(account["heads"]["label"]["before"]["findings"]),
+        "48",
+    ]
     assert lines[-2].startswith('The figures "after" are of the cases that were fitted on')
     assert lines[-1] == f"{target} was written; use it with --site"
-    assert (decision.triage, decision.novelty) == (None, None)
+    assert (decision.heads[0].triage, decision.novelty) == (None, None)
     assert not site_path(model).exists()
     assert "24 cases of dark: with fewer than 50" in done.err
     assert "48 cases are of 10 patients" in done.err
@@ -218,7 +234,7 @@ def test_the_table_shows_both_and_says_on_what_they_were_measured(
 
 
 def test_an_older_site_file_has_no_part_in_it(infer: Infer, images: Path, model: Path) -> None:
-    old = replace(OWN, temperature=20.0, triage=None, novelty=None)
+    old = Decision(heads=(HeadDecision(temperature=20.0, operating_point=POINT),))
     write_site(
         site_path(model), model_digest=file_digest(model), decision=old, unit="image", account={}
     )
@@ -229,7 +245,9 @@ def test_an_older_site_file_has_no_part_in_it(infer: Infer, images: Path, model:
     done = infer("calibrate", *options, "--overwrite")
     assert (done.code, done.err) == (0, "")
     assert "temperature                     1.5000" in done.out
-    assert read_site(site_path(model), file_digest(model), CLASSES).decision.triage is not None
+    assert (
+        read_site(site_path(model), file_digest(model), HEADS).decision.heads[0].triage is not None
+    )
 
 
 @pytest.mark.parametrize(

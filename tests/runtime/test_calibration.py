@@ -13,14 +13,16 @@ from medtl_runtime.calibration import (
     Criterion,
     brier_score,
     choose_operating_point,
+    choose_point,
     choose_temperature,
-    conformal_thresholds,
     fit_temperature,
-    images_for,
+    head_temperature,
     negative_log_likelihood,
 )
+from medtl_runtime.conformal import conformal_thresholds, images_for
 from medtl_runtime.decision import OperatingPoint, Triage, probabilities
 from medtl_runtime.errors import UsageError
+from medtl_runtime.heads import Head
 
 CLASSES = ("healthy", "lesion")
 
@@ -271,3 +273,124 @@ class TestTriage:
             sets.append([triage.prediction_set(CLASSES, row) for row in rows])
         assert sets[0] == sets[1] == sets[2]
         assert len(set(sets[0])) > 1
+
+
+OEDEMA = Head(name="oedema", kind="binary", classes=("absent", "present"))
+GRADE = Head(name="grade", kind="ordinal", classes=("1", "2", "3", "4"))
+AGE = Head(name="age", kind="regression", unit="a", mean=50.0, std=20.0)
+
+
+class TestHeads:
+    @pytest.mark.parametrize("head", [OEDEMA, GRADE], ids=lambda head: head.kind)
+    def test_the_temperature_has_the_least_likelihood_by_the_head_s_own_probabilities(
+        self, head: Head
+    ):
+        rng = np.random.default_rng(1)
+        logits = rng.normal(scale=3, size=(400, head.columns))
+        chances = head.probabilities(logits, 2.5)
+        labels = np.array([rng.choice(len(row), p=row) for row in chances])
+
+        def loss(temperature: float) -> float:
+            return negative_log_likelihood(head.probabilities(logits, temperature), labels)
+
+        best = minimize_scalar(loss, bounds=(0.1, 20), method="bounded")
+        found = head_temperature(head, logits, labels.astype(float))
+        assert found == pytest.approx(best.x, rel=1e-3)
+        assert found == pytest.approx(2.5, rel=0.25)
+
+    def test_images_whose_target_is_not_known_have_no_part_in_the_temperature(self):
+        logits, labels = drawn(200)
+        head = Head(name="label", classes=CLASSES)
+        expected = fit_temperature(logits, labels)
+        more = np.concatenate([logits, -100 * logits])
+        targets = np.concatenate([labels.astype(float), np.full(200, np.nan)])
+        assert head_temperature(head, more, targets) == expected
+
+    def test_a_regression_and_a_head_without_targets_have_nothing_to_fit(self):
+        assert head_temperature(AGE, np.ones((9, 1)), np.arange(9.0)) == 1
+        unknown = np.full(9, np.nan)
+        assert head_temperature(OEDEMA, np.ones((9, 1)), unknown, otherwise=1.7) == 1.7
+
+    def test_a_binary_head_looks_for_its_second_class_among_the_known_targets(self):
+        chances = chances_of([0.1, 0.2, 0.6, 0.9, 0.95])
+        targets = np.array([0, 0, 1, 1, np.nan])
+        point = choose_point(OEDEMA, targets, chances)
+        assert (point.rule, point.positive, point.threshold) == ("threshold", "present", 0.4)
+        assert point.chosen == "Youden's J on 4 validation images"
+
+    def test_other_heads_leave_no_choice(self):
+        targets = np.array([0.0, 1, 2])
+        assert choose_point(GRADE, targets, np.eye(4)[:3]).rule == "median"
+        assert choose_point(AGE, targets, None).rule == "value"
+        two = Head(name="label", classes=CLASSES)
+        chances = chances_of([0.1, 0.9, 0.8])
+        assert choose_point(two, np.array([0.0, 1, 1]), chances).rule == "argmax"
+
+
+class TestCost:
+    @pytest.mark.parametrize("seed", range(20))
+    @pytest.mark.parametrize("prevalence", [None, 0.05, 0.6])
+    def test_no_other_threshold_has_a_lower_expected_cost(
+        self, seed: int, prevalence: float | None
+    ):
+        rng = np.random.default_rng(seed)
+        labels = np.append([0, 1], rng.integers(0, 2, 60))
+        scores = np.round((0.6 * labels + rng.random(62)) / 1.7, 2)
+        criterion = Criterion(name="cost", costs=(5.0, 1.0), prevalence=prevalence)
+        point = choose_operating_point(
+            labels, chances_of(scores), CLASSES, "lesion", criterion=criterion
+        )
+        share = labels.mean() if prevalence is None else prevalence
+
+        def cost(threshold: float) -> float:
+            called = scores >= threshold
+            missed, alarms = (~called)[labels == 1].mean(), called[labels == 0].mean()
+            return share * 5 * missed + (1 - share) * alarms
+
+        assert point.threshold is not None
+        assert cost(point.threshold) <= min(map(cost, np.linspace(0, 1, 1001))) + 1e-12
+
+    def test_equal_costs_at_even_prevalence_are_youden(self):
+        logits, labels = drawn(300)
+        chances = probabilities(logits, 1.0)
+        even = Criterion.parse("cost=1:1,prevalence=0.5")
+        points = [
+            choose_operating_point(labels, chances, CLASSES, "lesion", criterion=one)
+            for one in (even, Criterion())
+        ]
+        assert points[0].threshold == points[1].threshold
+
+    def test_where_alarms_cost_too_much_nothing_is_positive(self):
+        labels, chances = np.array([0, 1, 0, 1]), chances_of([0.2, 0.3, 0.6, 0.5])
+        criterion = Criterion.parse("cost=1:1000")
+        point = choose_operating_point(labels, chances, CLASSES, "lesion", criterion=criterion)
+        assert point.threshold == 0.8
+        certain = chances_of([0.2, 0.3, 1.0, 0.5])  # an alarm at every threshold, so find the rest
+        point = choose_operating_point(labels, certain, CLASSES, "lesion", criterion=criterion)
+        assert point.threshold == 0.25
+
+    def test_it_says_what_errors_cost(self):
+        assert str(Criterion.parse("cost=5:1")) == (
+            "least cost, 5 for a missed case to 1 for a false alarm"
+        )
+        assert str(Criterion.parse("cost=2.5:1,prevalence=0.1")).endswith("at a prevalence of 0.1")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "cost",
+            "cost=5",
+            "cost=5:1:2",
+            "cost=0:1",
+            "cost=5:-1",
+            "cost=inf:1",
+            "cost=nan:1",
+            "cost=5:1,",
+            "cost=5:1,prevalence=0",
+            "cost=5:1,prevalence=1",
+            "cost=5:1,share=0.1",
+        ],
+    )
+    def test_other_words_are_no_cost(self, text: str):
+        with pytest.raises(UsageError, match=r"criterion is .* cost=5:1,prevalence=0\.1"):
+            Criterion.parse(text)

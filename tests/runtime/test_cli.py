@@ -404,14 +404,15 @@ def test_info_shows_what_the_model_says_of_itself(infer: Infer, tiny_model: Path
     shown = done.out.splitlines()
     assert f"digest: {file_digest(tiny_model)}" in shown
     assert "name: tiny" in shown
-    assert 'classes: ["dark", "bright"]' in shown
+    assert '    classes: ["dark", "bright"]' in shown
+    assert "    temperature: 1.0" in shown
     assert "    kind: header" in shown
     assert "self_test: 2 images, tolerance 0.0001" in shown
 
 
 def test_info_in_json_is_the_document_of_the_file(infer: Infer, tiny_model: Path) -> None:
     (document,) = lines(infer("--info", "--json", "--model", tiny_model).out)
-    assert document["schema_version"] == 3
+    assert document["schema_version"] == 4
     assert document["name"] == "tiny"
     assert len(document["self_test"]["logits"]) == 2
 

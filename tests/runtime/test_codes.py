@@ -6,8 +6,9 @@ import pytest
 
 from medtl_runtime.codes import Code, Codes, private_code, read_codes
 from medtl_runtime.errors import UsageError
+from medtl_runtime.heads import Head
 
-CLASSES = ("normal", "lesion", "no finding")
+HEADS = (Head(name="label", classes=("normal", "lesion", "no finding")),)
 LESION = '[classes.lesion]\nvalue = "4147007"\nscheme = "SCT"\nmeaning = "Mass"\n'
 
 
@@ -22,20 +23,20 @@ def test_a_file_maps_classes_and_the_procedure(tmp_path: Path) -> None:
         '[classes."no finding"]\nvalue = "RID28480"\nscheme = "RADLEX"\nmeaning = "normal"\n'
         '[procedure]\nvalue = "25045-6"\nscheme = "LN"\nmeaning = "CT unspecified body region"\n'
     )
-    codes = read_codes(written(tmp_path, text), CLASSES)
+    codes = read_codes(written(tmp_path, text), HEADS)
     assert codes.of("lesion") == Code(value="4147007", scheme="SCT", meaning="Mass")
     assert codes.of("no finding").scheme == "RADLEX"
     assert codes.procedure.value == "25045-6"
 
 
 def test_an_empty_file_maps_nothing(tmp_path: Path) -> None:
-    codes = read_codes(written(tmp_path, ""), CLASSES)
+    codes = read_codes(written(tmp_path, ""), HEADS)
     assert codes == Codes()
     assert codes.procedure == Code(value="363679005", scheme="SCT", meaning="Imaging procedure")
 
 
 def test_a_label_that_is_not_mapped_has_a_private_code(tmp_path: Path) -> None:
-    codes = read_codes(written(tmp_path, LESION), CLASSES)
+    codes = read_codes(written(tmp_path, LESION), HEADS)
     assert codes.of("normal") == Code(value="normal", scheme="99MEDTL", meaning="normal")
 
 
@@ -73,7 +74,7 @@ def test_different_labels_have_different_private_codes() -> None:
         ("[classes.", "is not TOML"),
         ("classes = 3", "classes is 3; expected a table"),
         ("classes.lesion = 'x'", "classes.lesion is 'x'; expected a table"),
-        ("[class.lesion]", "class is unknown; expected classes, procedure"),
+        ("[class.lesion]", "class is unknown; expected classes, values, procedure"),
         (
             LESION.replace("lesion", "mass"),
             "classes.mass is no class of the model; expected normal",
@@ -99,18 +100,18 @@ def test_a_wrong_file_is_refused_by_the_name_of_its_field(
 ) -> None:
     path = written(tmp_path, text)
     with pytest.raises(UsageError) as error:
-        read_codes(path, CLASSES)
+        read_codes(path, HEADS)
     assert str(error.value).startswith(f"{path}")
     assert message in str(error.value)
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.toml: No such file"):
-        read_codes(tmp_path / "none.toml", CLASSES)
+        read_codes(tmp_path / "none.toml", HEADS)
 
 
 def test_a_file_in_another_encoding_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "codes.toml"
     path.write_bytes(LESION.replace("Mass", "Läsion").encode("latin-1"))
     with pytest.raises(UsageError, match="is not TOML"):
-        read_codes(path, CLASSES)
+        read_codes(path, HEADS)

@@ -13,8 +13,9 @@ from pydicom.uid import UID
 
 from medtl_runtime import Predictor
 from medtl_runtime.companions import Companion, HeatMaps, Names, Reports, SecondaryCaptures
-from medtl_runtime.decision import Decision
+from medtl_runtime.decision import plain_decision
 from medtl_runtime.errors import OutputExists, OutputNotWritten, ScanError, ScanUnfit
+from medtl_runtime.heads import Head
 from medtl_runtime.inference import Sourced
 from medtl_runtime.reading import expand, read_scan
 from medtl_runtime.results import CaseResult, Failure
@@ -22,7 +23,7 @@ from medtl_runtime.scan import Source
 from medtl_runtime.series import Case, group
 from medtl_runtime.testing import FakeEngine, describe
 
-CLASSES = ("negative", "positive")
+HEADS = (Head(name="label", classes=("negative", "positive")),)
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def captures(folder: Path) -> SecondaryCaptures:
 
 def reports(folder: Path, codes: Path | None = None) -> Reports:
     pytest.importorskip("highdicom")
-    return Reports(Names(folder, ".sr.dcm", overwrite=False), CLASSES, Decision(), codes)
+    return Reports(Names(folder, ".sr.dcm", overwrite=False), HEADS, plain_decision(HEADS), codes)
 
 
 def test_a_secondary_capture_lies_in_the_study_of_its_source(

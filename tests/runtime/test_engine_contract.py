@@ -119,7 +119,7 @@ def test_an_input_of_another_type_is_unusable(load: Load, tiny_model: Path, tmp_
 def test_another_number_of_logits_than_classes_is_unusable(
     load: Load, make_model: MakeModel
 ) -> None:
-    with pytest.raises(ModelUnusable, match="3 logits for 2 classes"):
+    with pytest.raises(ModelUnusable, match="3 logits for 2 columns of heads"):
         load(make_model(graph_classes=3))
 
 
@@ -242,7 +242,7 @@ OUTPUTS = {"logits": ["N", 2], "cam": ["N", 2, 4, 4], "embedding": ["N", 8]}
         ({"image": ["N", 1, "H", "W"]}, OUTPUTS, "inputs"),
         (INPUTS, {"logits": ["N", 2]}, r"outputs \['logits'\]; expected logits, cam, embedding"),
         (INPUTS, OUTPUTS | {"more": ["N"]}, "outputs"),
-        (INPUTS, OUTPUTS | {"cam": ["N", "K", 4, 4]}, "K cam for 2 classes"),
+        (INPUTS, OUTPUTS | {"cam": ["N", "K", 4, 4]}, "K cam for 2 columns of heads"),
     ],
 )
 def test_a_graph_is_what_its_description_says(inputs: dict, outputs: dict, expected: str) -> None:

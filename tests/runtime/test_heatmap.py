@@ -7,10 +7,12 @@ import pytest
 from PIL import Image
 
 from medtl_runtime import Predictor
-from medtl_runtime.decision import Decision, Triage
-from medtl_runtime.errors import OutputNotWritten
-from medtl_runtime.heatmap import evidence, overlay, shown_class, write_heatmap
+from medtl_runtime.decision import Decision, HeadDecision, Triage
+from medtl_runtime.errors import OutputNotWritten, UsageError
+from medtl_runtime.heads import Head
+from medtl_runtime.heatmap import evidence, evidence_of, overlay, shown, write_heatmap
 from medtl_runtime.recipe import FULL_SCALE
+from medtl_runtime.results import Result
 from medtl_runtime.testing import FakeEngine, describe
 
 GREY = np.full((1, 64, 64), FULL_SCALE // 2, np.uint16)
@@ -114,8 +116,78 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 
 
 def test_where_the_model_abstains_the_most_probable_class_is_shown(tmp_path: Path) -> None:
-    never = Decision(triage=Triage(error_rate=0.1, thresholds=(1.0, 1.0), images=20))
+    never = Decision(
+        heads=(HeadDecision(triage=Triage(error_rate=0.1, thresholds=(1.0, 1.0), images=20)),)
+    )
     result = Predictor(engine=FakeEngine(describe(decision=never)))(np.zeros((16, 16), np.uint8))
     assert result.finding is None
     with Image.open(write_heatmap(result, tmp_path / "scan.png")) as picture:
-        assert picture.info["medtl:class"] == shown_class(result) == "negative"
+        assert picture.info["medtl:class"] == shown(result).label == "negative"
+
+
+FOUR = (
+    Head(name="liver", classes=("cyst", "healthy", "tumour")),
+    Head(name="oedema", kind="binary", classes=("absent", "present")),
+    Head(name="grade", kind="ordinal", classes=("1", "2", "3")),
+    Head(name="age", kind="regression", unit="a", mean=50.0, std=20.0),
+)
+
+
+def of_four(*logits: float) -> Result:
+    engine = FakeEngine(describe(heads=FOUR), lambda _: np.array([logits]))
+    return Predictor(engine=engine)(np.zeros((16, 16), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("head", "chosen", "expected"),
+    [
+        (FOUR[0], 2, 3 - 1.5),  # against the mean of the others
+        (FOUR[1], 1, 1),
+        (FOUR[1], 0, -1),
+        (FOUR[2], 2, 2),  # reaching the highest grade from the one below
+        (FOUR[2], 1, 1),
+        (FOUR[2], 0, -1),
+        (FOUR[3], 1, 1),
+        (FOUR[3], 0, -1),
+    ],
+    ids=lambda one: getattr(one, "name", None),
+)
+def test_each_kind_of_head_has_its_own_evidence(head: Head, chosen: int, expected: float) -> None:
+    cam = np.arange(1.0, head.columns + 1)[:, None, None] * np.ones((1, 2, 3))
+    np.testing.assert_allclose(evidence_of(head, cam, chosen), np.full((2, 3), expected))
+
+
+def test_the_first_head_with_something_to_show_is_shown() -> None:
+    binary_first = FOUR[1:]
+    engine = FakeEngine(describe(heads=binary_first), lambda _: np.array([[-1.0, 2, 1, 0.5]]))
+    absent = Predictor(engine=engine)(np.zeros((16, 16), np.uint8))
+    assert shown(absent).label == "grade=3"
+    assert shown(of_four(0, 3, 1, -1, 2, 1, 0.5)).label == "liver=healthy"
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "words", "mean"),
+    [
+        ("liver", "liver=healthy", "rather than the other classes", 3 - 0.5),
+        ("oedema", "oedema=absent", "rather than the other classes", 1),
+        ("grade", "grade=3", "rather than a lower one", 1),
+        ("age", "age above 50 a", "(the mean of the training values)", 0.5),
+    ],
+)
+def test_the_head_that_is_asked_for_is_shown_with_its_columns(
+    name: str, label: str, words: str, mean: float
+) -> None:
+    found = shown(of_four(0, 3, 1, -1, 2, 1, 0.5), name)
+    assert (found.label, found.words) == (label, f"{label} {words}")
+    assert found.heat.mean() == pytest.approx(mean, abs=1e-6)
+
+
+def test_a_value_below_the_mean_shows_what_lowers_it() -> None:
+    found = shown(of_four(0, 3, 1, -1, 2, 1, -0.5), "age")
+    assert found.label == "age below 50 a"
+    assert found.heat.mean() == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_head_that_is_not_there_cannot_be_shown() -> None:
+    with pytest.raises(UsageError, match=r"--head lung: .* expected liver, oedema, grade, age"):
+        shown(of_four(0, 3, 1, -1, 2, 1, 0.5), "lung")

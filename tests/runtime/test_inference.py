@@ -23,8 +23,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydicom.uid import UID
 
+from medtl_runtime.aggregation import Aggregation
 from medtl_runtime.audit import verify
-from medtl_runtime.decision import Aggregation, Decision, NoveltyCutoffs, OperatingPoint, Triage
+from medtl_runtime.decision import Decision, HeadDecision, NoveltyCutoffs, OperatingPoint, Triage
 from medtl_runtime.intended_use import IntendedUse, Rule
 from medtl_runtime.modelfile import file_digest
 from medtl_runtime.novelty import EmbeddingReference
@@ -69,7 +70,7 @@ def watchful_model(make_model: MakeModel) -> Path:
     cutoffs = NoveltyCutoffs(energy=50, mahalanobis=4, false_refusal_rate=0.02, images=50)
     triage = Triage(error_rate=0.1, thresholds=(0.3, 0.3), images=50)
     return make_model(
-        decision=Decision(temperature=1.5, triage=triage, novelty=cutoffs),
+        decision=Decision(heads=(HeadDecision(temperature=1.5, triage=triage),), novelty=cutoffs),
         embedding_reference=grey,
         intended_use=IntendedUse(rules=rules),
         aggregation=Aggregation(rule="mean"),
@@ -336,8 +337,12 @@ def test_the_site_file_is_used_unless_it_is_declined(
     model = make_model(tmp_path / "tiny.onnx")
     point = OperatingPoint(rule="threshold", positive="bright", threshold=0.01)
     fitted = {"model_digest": file_digest(model), "unit": "image", "account": {}}
-    write_site(site_path(model), decision=Decision(operating_point=point), **fitted)
-    write_site(tmp_path / "other.json", decision=Decision(temperature=9), **fitted)
+    write_site(
+        site_path(model), decision=Decision(heads=(HeadDecision(operating_point=point),)), **fitted
+    )
+    write_site(
+        tmp_path / "other.json", decision=Decision(heads=(HeadDecision(temperature=9),)), **fitted
+    )
 
     def row(*options: str) -> dict[str, Any]:
         done = infer("grey.npy", "--json", *options, "--model", model)
@@ -359,7 +364,13 @@ def test_a_site_file_of_another_model_is_exit_code_4(
     np.save(tmp_path / "grey.npy", GREY)
     model = make_model(tmp_path / "tiny.onnx")
     digest = "sha256:" + 64 * "0"
-    write_site(site_path(model), model_digest=digest, decision=Decision(), unit="image", account={})
+    write_site(
+        site_path(model),
+        model_digest=digest,
+        decision=Decision(heads=(HeadDecision(),)),
+        unit="image",
+        account={},
+    )
     done = infer("grey.npy", "--json", "--model", model)
     assert done.code == 4
     assert "--no-site" in done.err
@@ -373,7 +384,13 @@ def test_thresholds_of_a_site_are_for_what_they_were_fitted_to(
     series(tmp_path / "study", shipped)
     model = make_model(tmp_path / "tiny.onnx")
     digest = file_digest(model)
-    write_site(site_path(model), model_digest=digest, decision=Decision(), unit=unit, account={})
+    write_site(
+        site_path(model),
+        model_digest=digest,
+        decision=Decision(heads=(HeadDecision(),)),
+        unit=unit,
+        account={},
+    )
     right, wrong = ([], ["--series"]) if unit == "image" else (["--series"], [])
     assert infer("study", *right, "--json", "--model", model).code == 0
     done = infer("study", *wrong, "--json", "--model", model)

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medtl_runtime.decision import Aggregation, Decision, NoveltyCutoffs, OperatingPoint, Triage
+from medtl_runtime.aggregation import Aggregation
+from medtl_runtime.decision import Decision, HeadDecision, NoveltyCutoffs, OperatingPoint, Triage
 from medtl_runtime.errors import ModelUnusable
+from medtl_runtime.heads import Head
 from medtl_runtime.intended_use import IntendedUse, Rule
 from medtl_runtime.modelfile import SCHEMA_VERSION, Description, file_digest
 from medtl_runtime.novelty import EmbeddingReference
@@ -18,11 +20,15 @@ from medtl_runtime.recipe import FixedWindow, Recipe
 from medtl_runtime.testing import describe
 
 DECISION = Decision(
-    temperature=1.7,
-    operating_point=OperatingPoint(
-        rule="threshold", positive="läsion", threshold=0.25, chosen="val, Youden"
+    heads=(
+        HeadDecision(
+            temperature=1.7,
+            operating_point=OperatingPoint(
+                rule="threshold", positive="läsion", threshold=0.25, chosen="val, Youden"
+            ),
+            triage=Triage(error_rate=0.1, thresholds=(0.2, 0.4), images=90),
+        ),
     ),
-    triage=Triage(error_rate=0.1, thresholds=(0.2, 0.4), images=90),
     novelty=NoveltyCutoffs(energy=1.5, mahalanobis=40.0, false_refusal_rate=0.02, images=90),
 )
 
@@ -61,11 +67,19 @@ def document(**changes: Any) -> str:
     return json.dumps(json.loads(full(embedding_reference=reference()).to_json()) | changes)
 
 
+FOUR = describe(
+    heads=(
+        Head(name="liver", classes=("cyst", "healthy", "tumour")),
+        Head(name="oedema", kind="binary", classes=("absent", "present")),
+        Head(name="grade", kind="ordinal", classes=("1", "2", "3", "4")),
+        Head(name="age", kind="regression", unit="a", mean=50.0, std=20.0),
+    )
+)
 WITHOUT_NOVELTY = dataclasses.replace(DECISION, novelty=None)
 
 
 @pytest.mark.parametrize(
-    "one", [describe(), full(decision=WITHOUT_NOVELTY), describe(classes=("a", "b", "c"))]
+    "one", [describe(), full(decision=WITHOUT_NOVELTY), describe(classes=("a", "b", "c")), FOUR]
 )
 def test_a_description_comes_back_from_its_document(one: Description) -> None:
     assert Description.from_json(one.to_json(), "m.onnx") == one
@@ -82,11 +96,11 @@ def test_the_embedding_reference_comes_back_bit_for_bit() -> None:
 
 def test_the_document_says_its_schema_version_and_is_plain_json() -> None:
     data = json.loads(full().to_json())
-    assert data["schema_version"] == SCHEMA_VERSION == 3
-    assert data["classes"] == ["healthy", "läsion"]
+    assert data["schema_version"] == SCHEMA_VERSION == 4
+    assert [head["classes"] for head in data["heads"]] == [["healthy", "läsion"]]
     assert data["recipe"]["window"] == {"kind": "fixed", "centre": 90, "width": 250}
     assert data["aggregation"] == {"rule": "top-k-mean", "k": 3}
-    assert data["decision"]["temperature"] == 1.7
+    assert data["decision"]["heads"][0]["temperature"] == 1.7
     assert data["embedding_reference"] is None
 
 
@@ -104,9 +118,9 @@ def test_what_is_no_medtl_document_is_called_so(text: str) -> None:
         Description.from_json(text, "m.onnx")
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 4, "3", None])
+@pytest.mark.parametrize("version", [0, 1, 3, 5, "4", None])
 def test_another_schema_version_is_named_with_the_one_that_is_read(version: Any) -> None:
-    with pytest.raises(ModelUnusable, match=f"schema version {version}; this version .* reads 3"):
+    with pytest.raises(ModelUnusable, match=f"schema version {version}; this version .* reads 4"):
         Description.from_json(document(schema_version=version), "m.onnx")
 
 
@@ -156,24 +170,28 @@ def test_a_bad_recipe_is_named_by_its_field() -> None:
     [
         ([], "two or more"),
         (["one"], "two or more"),
-        (["same", "same"], "two or more different"),
-        ([1, 2], "expected names"),
+        (["same", "same"], "expected different names"),
+        ([1, 2], "class is 1; expected a name"),
+        (["", "b"], "class is ''; expected a name"),
     ],
 )
 def test_classes_are_two_or_more_different_names(classes: list, words: str) -> None:
     with pytest.raises(ModelUnusable, match=words):
-        Description.from_json(document(classes=classes), "m.onnx")
+        Description.from_json(changed("heads.0.classes", classes), "m.onnx")
 
 
-@pytest.mark.parametrize("field", ["name", "version", "target", "precision", "classes"])
+@pytest.mark.parametrize("field", ["name", "version", "target", "precision", "classes", "head"])
 @pytest.mark.parametrize(
     "character", ["\x1b", "\n", "\x00", "\x7f", "\x9b", "\u2028", "\u202e", "\ud800"]
 )
 def test_texts_that_would_act_on_a_terminal_are_refused(field: str, character: str) -> None:
     text = f"li{character}ver"
-    value = ["healthy", text] if field == "classes" else text
+    given = {
+        "classes": lambda: changed("heads.0.classes", ["healthy", text]),
+        "head": lambda: changed("heads.0.name", text),
+    }.get(field, lambda: document(**{field: text}))()
     with pytest.raises(ModelUnusable, match="control character") as error:
-        Description.from_json(document(**{field: value}), "m.onnx")
+        Description.from_json(given, "m.onnx")
     assert character not in str(error.value)
 
 
@@ -191,7 +209,7 @@ def changed(path: str, value: Any) -> str:
     *parents, last = path.split(".")
     inner = data
     for name in parents:
-        inner = inner[name]
+        inner = inner[int(name) if name.isdigit() else name]
     inner[last] = value
     return json.dumps(data)
 
@@ -199,30 +217,39 @@ def changed(path: str, value: Any) -> str:
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("decision.temperature", 0, "temperature is 0"),
-        ("decision.temperature", float("nan"), "temperature is nan"),
-        ("decision.temperature", "1", "malformed decision"),
-        ("decision.temperature", HUGE, "malformed decision"),
-        ("decision.operating_point.rule", "vote", "rule is vote"),
-        ("decision.operating_point.positive", "lesion", "positive is lesion; expected a class"),
-        ("decision.operating_point.positive", ["läsion"], "expected a class"),
-        ("decision.operating_point.positive", None, "fits no class"),
-        ("decision.operating_point.threshold", None, "fits no class"),
-        ("decision.operating_point.threshold", "0.25", "fits no class"),
-        ("decision.operating_point.threshold", 1.5, "fits no class"),
-        ("decision.operating_point.threshold", float("nan"), "fits no class"),
-        ("decision.operating_point.threshold", HUGE, "fits no class"),
-        ("decision.operating_point.colour", "red", "colour"),
-        ("decision.triage.thresholds", [0.2], "expected one of 0 to 1 each"),
-        ("decision.triage.thresholds", 0.2, "malformed decision"),
-        ("decision.triage.error_rate", 2, "error_rate is 2"),
-        ("decision.triage.images", "many", "fitted on many images"),
-        ("decision.triage.images", 0, "fitted on 0 images"),
+        ("decision.heads.0.temperature", 0, "temperature is 0"),
+        ("decision.heads.0.temperature", float("nan"), "temperature is nan"),
+        ("decision.heads.0.temperature", "1", "malformed decision"),
+        ("decision.heads.0.temperature", HUGE, "malformed decision"),
+        ("decision.heads.0.operating_point.rule", "vote", "rule is vote"),
+        (
+            "decision.heads.0.operating_point.positive",
+            "lesion",
+            "positive is lesion; expected a class",
+        ),
+        ("decision.heads.0.operating_point.positive", ["läsion"], "expected a class"),
+        ("decision.heads.0.operating_point.positive", None, "fits no class"),
+        ("decision.heads.0.operating_point.threshold", None, "fits no class"),
+        ("decision.heads.0.operating_point.threshold", "0.25", "fits no class"),
+        ("decision.heads.0.operating_point.threshold", 1.5, "fits no class"),
+        ("decision.heads.0.operating_point.threshold", float("nan"), "fits no class"),
+        ("decision.heads.0.operating_point.threshold", HUGE, "fits no class"),
+        ("decision.heads.0.operating_point.colour", "red", "colour"),
+        ("decision.heads.0.triage.thresholds", [0.2], "expected one of 0 to 1 each"),
+        ("decision.heads.0.triage.thresholds", 0.2, "malformed decision"),
+        ("decision.heads.0.triage.error_rate", 2, "error_rate is 2"),
+        ("decision.heads.0.triage.images", "many", "fitted on many images"),
+        ("decision.heads.0.triage.images", 0, "fitted on 0 images"),
         ("decision.novelty.energy", float("inf"), "novelty energy is inf"),
         ("decision.novelty.mahalanobis", HUGE, "novelty mahalanobis is 1000"),
         ("decision.novelty.mahalanobis", "far", "novelty mahalanobis is far"),
         ("decision.novelty.images", None, "fitted on None images"),
         ("decision.surprise", 1, "unknown fields: surprise"),
+        ("decision.heads", [], "decision about 0 heads; the model has 1"),
+        ("heads", [], "no heads; a model answers one question or more"),
+        ("heads.0.kind", "guess", "head label is guess; expected multiclass"),
+        ("heads.0.unit", "kg", "only a regression has a unit"),
+        ("heads.0.colour", "red", "malformed head"),
         ("aggregation.rule", "median", "aggregation is median"),
         ("aggregation.rule", ["max"], "aggregation"),
         ("aggregation.k", None, "k is None; expected 1 or more"),
@@ -250,7 +277,7 @@ def test_a_value_that_makes_no_sense_is_refused_when_loading_by_name(
     assert str(error.value).startswith("m.onnx is not a usable medtl model: ")
 
 
-@pytest.mark.parametrize("path", ["decision.triage", "decision.novelty", "quantisation"])
+@pytest.mark.parametrize("path", ["decision.heads.0.triage", "decision.novelty", "quantisation"])
 def test_what_is_optional_may_be_null(path: str) -> None:
     assert Description.from_json(changed(path, None), "m.onnx").name == "liver"
 
@@ -260,9 +287,18 @@ def test_cutoffs_without_a_reference_could_never_refuse_and_are_refused() -> Non
         Description.from_json(document(embedding_reference=None), "m.onnx")
 
 
+def test_two_heads_of_one_name_could_not_be_told_apart() -> None:
+    data = json.loads(full().to_json())
+    data["heads"] *= 2
+    with pytest.raises(ModelUnusable, match="its heads are label, label; expected different"):
+        Description.from_json(json.dumps(data), "m.onnx")
+
+
 def test_a_threshold_needs_two_classes() -> None:
     point = OperatingPoint(rule="threshold", positive="a", threshold=0.5)
-    three = describe(classes=("a", "b", "c"), decision=Decision(operating_point=point))
+    three = describe(
+        classes=("a", "b", "c"), decision=Decision(heads=(HeadDecision(operating_point=point),))
+    )
     with pytest.raises(ModelUnusable, match="threshold that fits no class"):
         Description.from_json(three.to_json(), "m.onnx")
 

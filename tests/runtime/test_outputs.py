@@ -13,19 +13,26 @@ import numpy as np
 import pytest
 
 from medtl_runtime import Predictor
-from medtl_runtime.decision import Aggregation, Decision, Triage
+from medtl_runtime.aggregation import Aggregation
+from medtl_runtime.answers import Answer
+from medtl_runtime.csv_file import CsvFile
+from medtl_runtime.decision import Decision, HeadDecision, Triage
 from medtl_runtime.errors import OutputExists, ScanError, ScanNovel, ScanOutOfScope, ScanUnreadable
+from medtl_runtime.heads import Head
 from medtl_runtime.intended_use import Mismatch
 from medtl_runtime.novelty import Novelty
-from medtl_runtime.outputs import CsvFile, JsonLines, Table
+from medtl_runtime.outputs import JsonLines, Table
 from medtl_runtime.results import CaseResult, Failure, Outcome, Result
 from medtl_runtime.testing import FakeEngine, describe
 
 Rows = Callable[[str], list[dict[str, Any]]]
 
+HEADS = (Head(name="label", classes=("negative", "positive")),)
 IMAGE = np.zeros((8, 8), np.uint8)
 NOVEL = ScanNovel("c.dcm", "unlike the training data (energy)", attribute="energy", found=9.5)
-NEVER = Decision(triage=Triage(error_rate=0.1, thresholds=(0.0, 0.0), images=9))
+NEVER = Decision(
+    heads=(HeadDecision(triage=Triage(error_rate=0.1, thresholds=(0.0, 0.0), images=9)),)
+)
 MODALITY = Mismatch(attribute="Modality", found="MR", expected="CT", action="warn")
 
 
@@ -38,14 +45,22 @@ def result(predictor: Predictor, scan: str = "a.dcm", **changes: Any) -> Result:
     return replace(predictor(IMAGE), scan=scan, **changes)
 
 
+def with_set(one: Result, possible: tuple[str, ...] | None) -> Result:
+    return replace(one, answers={"label": replace(one.answers["label"], prediction_set=possible)})
+
+
 def case(*slices: Result | Failure, notes: tuple[str, ...] = ()) -> CaseResult:
     return CaseResult(
         scan="study",
         series_instance_uid="1.2.3",
         aggregation=Aggregation(rule="max"),
-        finding="positive",
-        probabilities={"negative": 0.25, "positive": 0.75},
-        prediction_set=None,
+        answers={
+            "label": Answer(
+                kind="multiclass",
+                finding="positive",
+                probabilities={"negative": 0.25, "positive": 0.75},
+            )
+        },
         notes=notes,
         slices=slices,
     )
@@ -110,7 +125,7 @@ def test_warnings_and_abstention_are_notes(
         predictor,
         result(predictor, warnings=(MODALITY,)),
         result(doubtful, scan="b.dcm", warnings=(MODALITY,)),
-        result(doubtful, scan="c.dcm", prediction_set=()),
+        with_set(result(doubtful, scan="c.dcm"), ()),
     )
     assert shown[2].endswith("Modality is MR; expected CT")
     assert shown[3].split()[:2] == ["b.dcm", "abstained"]
@@ -162,7 +177,7 @@ def test_the_foot_says_when_thresholds_are_those_of_the_site(
     write_site(
         site_path(model),
         model_digest=file_digest(model),
-        decision=Decision(temperature=2),
+        decision=Decision(heads=(HeadDecision(temperature=2),)),
         unit="image",
         account={},
     )
@@ -221,7 +236,7 @@ def test_csv_has_a_row_for_each_outcome_and_each_slice(
     spacing = ScanOutOfScope(
         "d.dcm", "PixelSpacing ...", attribute="PixelSpacing", found=[0.5, 0.7], expected="1 mm"
     )
-    with CsvFile(path, ("negative", "positive"), overwrite=False) as sink:
+    with CsvFile(path, HEADS, overwrite=False) as sink:
         sink.add(result(predictor, 'b, "odd"\n.dcm'), {})
         sink.add(Failure(scan="d.dcm", error=spacing), {})
         sink.add(case(result(predictor), Failure(scan="c.dcm", error=NOVEL, frame=0)), {})
@@ -241,7 +256,7 @@ def test_csv_has_a_row_for_each_outcome_and_each_slice(
 
 def test_csv_names_the_files_and_why_there_is_none(predictor: Predictor, tmp_path: Path) -> None:
     path = tmp_path / "findings.csv"
-    with CsvFile(path, ("negative", "positive"), overwrite=False) as sink:
+    with CsvFile(path, HEADS, overwrite=False) as sink:
         sink.add(result(predictor), FILES)
         sink.add(case(result(predictor)), {"sr": "sr/study.dcm"})
     first, one_slice, whole = read(path)
@@ -257,10 +272,10 @@ def test_csv_tells_what_else_was_found_and_by_which_model(tmp_path: Path) -> Non
     model = {**doubtful.model, "digest": "sha256:ab", "site": "sha256:cd"}
     changes: dict[str, Any] = {"novelty": novelty, "warnings": (MODALITY, MODALITY), "model": model}
     path = tmp_path / "findings.csv"
-    with CsvFile(path, ("negative", "positive"), overwrite=False) as sink:
+    with CsvFile(path, HEADS, overwrite=False) as sink:
         sink.add(result(doubtful, **changes), {})
-        sink.add(result(doubtful, prediction_set=()), {})
-        sink.add(result(doubtful, prediction_set=None), {})
+        sink.add(with_set(result(doubtful), ()), {})
+        sink.add(with_set(result(doubtful), None), {})
     full, empty, without = read(path)
     assert json.loads(full["prediction_set"]) == ["negative", "positive"]
     assert (empty["prediction_set"], without["prediction_set"]) == ("[]", "")
@@ -272,7 +287,7 @@ def test_csv_tells_what_else_was_found_and_by_which_model(tmp_path: Path) -> Non
 
 def test_csv_takes_names_that_are_no_utf_8(predictor: Predictor, tmp_path: Path) -> None:
     path = tmp_path / "findings.csv"
-    with CsvFile(path, ("negative", "positive"), overwrite=False) as sink:
+    with CsvFile(path, HEADS, overwrite=False) as sink:
         sink.add(result(predictor, os.fsdecode(b"sk\xe5ne.dcm")), {})
         sink.add(result(predictor, "läsion.dcm"), {})
     names = [row["scan"] for row in read(path)]
@@ -284,7 +299,7 @@ def test_an_existing_csv_is_refused_before_anything_is_done(tmp_path: Path) -> N
     path = tmp_path / "findings.csv"
     path.write_text("mine")
     with pytest.raises(OutputExists):
-        CsvFile(path, (), overwrite=False)
-    with CsvFile(path, (), overwrite=True):
+        CsvFile(path, HEADS, overwrite=False)
+    with CsvFile(path, HEADS, overwrite=True):
         assert path.read_text() == "mine"
     assert path.read_text().startswith("scan,frame,")

@@ -11,13 +11,8 @@ import pydicom
 import pytest
 
 from medtl_runtime import Predictor
-from medtl_runtime.decision import (
-    Aggregation,
-    Decision,
-    NoveltyCutoffs,
-    OperatingPoint,
-    Triage,
-)
+from medtl_runtime.aggregation import Aggregation
+from medtl_runtime.decision import Decision, HeadDecision, NoveltyCutoffs, OperatingPoint, Triage
 from medtl_runtime.errors import (
     ModelNotFound,
     ModelUnusable,
@@ -153,6 +148,17 @@ def test_the_result_in_json_is_complete_and_plain(tiny_model: Path, shipped: Pat
     assert set(times) == {"read", "prepare", "run"}
     assert all(0 <= ms < 60_000 for ms in times.values())
     chances = data.pop("probabilities")
+    assert data.pop("answers") == {
+        "label": {
+            "kind": "multiclass",
+            "finding": "dark",
+            "probabilities": chances,
+            "prediction_set": None,
+            "value": None,
+            "interval": None,
+            "unit": None,
+        }
+    }
     assert set(chances) == {"dark", "bright"}
     assert sum(chances.values()) == pytest.approx(1, abs=1e-5)
     assert max(chances, key=chances.__getitem__) == data["finding"]
@@ -192,7 +198,9 @@ def test_maps_and_embedding_are_those_of_the_image(shipped: Path) -> None:
 )
 def test_the_stored_operating_point_decides(threshold: float, finding: str) -> None:
     point = OperatingPoint(rule="threshold", positive="positive", threshold=threshold)
-    engine = FakeEngine(describe(decision=Decision(operating_point=point)), brightness)
+    engine = FakeEngine(
+        describe(decision=Decision(heads=(HeadDecision(operating_point=point),))), brightness
+    )
     result = Predictor(engine=engine)(np.full((8, 8), 255, np.uint8))
     assert result.probabilities["positive"] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)
     assert result.finding == finding
@@ -204,7 +212,10 @@ def test_a_low_threshold_finds_what_argmax_does_not() -> None:
     point = OperatingPoint(rule="threshold", positive="positive", threshold=0.2)
     by_argmax = Predictor(engine=FakeEngine(describe(), lambda _: logits))(image)
     by_threshold = Predictor(
-        engine=FakeEngine(describe(decision=Decision(operating_point=point)), lambda _: logits)
+        engine=FakeEngine(
+            describe(decision=Decision(heads=(HeadDecision(operating_point=point),))),
+            lambda _: logits,
+        )
     )(image)
     assert (by_argmax.finding, by_threshold.finding) == ("negative", "positive")
     assert by_argmax.probabilities == by_threshold.probabilities
@@ -212,9 +223,11 @@ def test_a_low_threshold_finds_what_argmax_does_not() -> None:
 
 def test_the_temperature_calibrates_the_probabilities_and_not_the_logits() -> None:
     image = np.full((8, 8), 255, np.uint8)
-    result = Predictor(engine=FakeEngine(describe(decision=Decision(temperature=0.5)), brightness))(
-        image
-    )
+    result = Predictor(
+        engine=FakeEngine(
+            describe(decision=Decision(heads=(HeadDecision(temperature=0.5),))), brightness
+        )
+    )(image)
     assert result.logits.tolist() == [0, 1]
     assert result.probabilities["positive"] == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
 
@@ -224,7 +237,8 @@ def test_a_network_that_gives_no_number_gives_no_finding(value: float) -> None:
     """With a threshold, NaN would read as negative."""
     point = OperatingPoint(rule="threshold", positive="positive", threshold=0.5)
     engine = FakeEngine(
-        describe(decision=Decision(operating_point=point)), lambda _: np.array([[0.0, value]])
+        describe(decision=Decision(heads=(HeadDecision(operating_point=point),))),
+        lambda _: np.array([[0.0, value]]),
     )
     with pytest.raises(ModelUnusable, match="its outputs are not finite on fake engine"):
         Predictor(engine=engine)(np.zeros((8, 8), np.uint8))
@@ -293,7 +307,9 @@ def test_the_finding_stands_only_where_it_is_alone_in_the_prediction_set(
     thresholds: tuple[float, float], possible: tuple[str, ...], status: str
 ) -> None:
     triage = Triage(error_rate=0.1, thresholds=thresholds, images=50)
-    engine = FakeEngine(describe(decision=Decision(triage=triage)), brightness)
+    engine = FakeEngine(
+        describe(decision=Decision(heads=(HeadDecision(triage=triage),))), brightness
+    )
     result = Predictor(engine=engine)(WHITE)  # the positive class has 0.73
     assert (result.prediction_set, result.status) == (possible, status)
     assert result.finding == ("positive" if status == "ok" else None)
@@ -312,7 +328,9 @@ def watchful(mahalanobis: float = 4.0, energy: float = 100.0) -> FakeEngine:
     cutoffs = NoveltyCutoffs(
         energy=energy, mahalanobis=mahalanobis, false_refusal_rate=0.02, images=100
     )
-    described = describe(embedding_reference=black, decision=Decision(novelty=cutoffs))
+    described = describe(
+        embedding_reference=black, decision=Decision(heads=(HeadDecision(),), novelty=cutoffs)
+    )
     return FakeEngine(described, brightness)
 
 
@@ -390,8 +408,8 @@ def test_a_reference_of_other_embeddings_scores_nothing() -> None:
 # --- the site file
 
 
-def fitted(**changes: object) -> Decision:
-    return dataclasses.replace(Decision(temperature=2.0), **changes)  # type: ignore[arg-type]
+def fitted(temperature: float = 2.0, novelty: NoveltyCutoffs | None = None) -> Decision:
+    return Decision(heads=(HeadDecision(temperature=temperature),), novelty=novelty)
 
 
 @pytest.fixture
@@ -422,9 +440,9 @@ def test_the_site_file_beside_the_model_decides_and_results_say_so(model: Path) 
 def test_another_site_file_or_none_can_be_asked_for(model: Path, tmp_path: Path) -> None:
     put_site(model, fitted())
     other = put_site(model, fitted(temperature=4.0), tmp_path / "other.json")
-    assert Predictor(model, site=False).decision == Decision()
-    assert Predictor(model, site=other).decision.temperature == 4
-    assert Predictor(model).decision.temperature == 2
+    assert Predictor(model, site=False).decision == Decision(heads=(HeadDecision(),))
+    assert Predictor(model, site=other).decision.heads[0].temperature == 4
+    assert Predictor(model).decision.heads[0].temperature == 2
 
 
 def test_a_site_file_of_another_model_is_not_used(model: Path) -> None:
@@ -512,7 +530,8 @@ def test_a_case_has_the_aggregated_probabilities_of_its_slices(
     aggregation: str, expected: float
 ) -> None:
     described = describe(
-        aggregation=Aggregation.parse(aggregation), decision=Decision(operating_point=AT_LEAST_HALF)
+        aggregation=Aggregation.parse(aggregation),
+        decision=Decision(heads=(HeadDecision(operating_point=AT_LEAST_HALF),)),
     )
     engine = FakeEngine(described, lambda images: brightness(images) * 10 - [[0, 5]])
     values = [0.0, 0.6, 1.0, 0.2]
@@ -534,7 +553,9 @@ def test_a_case_has_the_aggregated_probabilities_of_its_slices(
 
 def test_a_case_abstains_by_the_prediction_set_of_the_whole() -> None:
     triage = Triage(error_rate=0.1, thresholds=(0.1, 0.1), images=50)
-    engine = FakeEngine(describe(decision=Decision(triage=triage)), brightness)
+    engine = FakeEngine(
+        describe(decision=Decision(heads=(HeadDecision(triage=triage),))), brightness
+    )
     result = Predictor(engine=engine).case(slices([0, 1]))
     assert isinstance(result, CaseResult)
     assert (result.status, result.finding) == ("abstained", None)

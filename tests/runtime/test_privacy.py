@@ -311,7 +311,15 @@ def test_every_option_that_writes_is_among_these_tests() -> None:
     covered = {word for options in OUTPUTS.values() for word in options if word.startswith("--")}
     covered |= {"--audit", "--batch-size", "--model", "--watch", "--workers"}
     without_scans = {
-        *("--device", "--threads", "--codes", "--site", "--no-site", "--require-signature"),
+        *(
+            "--device",
+            "--threads",
+            "--codes",
+            "--head",
+            "--site",
+            "--no-site",
+            "--require-signature",
+        ),
         *("--info", "--selftest", "--schema", "--overwrite", "--config"),
         *("--version", "--help", "-h", "--audit-key"),
     }

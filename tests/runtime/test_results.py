@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from medtl_runtime import Predictor, errors
-from medtl_runtime.decision import Aggregation, Decision, Triage
+from medtl_runtime.aggregation import Aggregation
+from medtl_runtime.answers import Answer
+from medtl_runtime.decision import Decision, HeadDecision, Triage
 from medtl_runtime.errors import DecoderMissing, ScanError, ScanNovel, ScanUnreadable
 from medtl_runtime.intended_use import Mismatch
 from medtl_runtime.novelty import Novelty
@@ -30,18 +32,24 @@ def result(**changes: Any) -> Result:
 
 
 def abstained() -> Result:
-    never = Decision(triage=Triage(error_rate=0.1, thresholds=(0.0, 0.0), images=9))
+    never = Decision(
+        heads=(HeadDecision(triage=Triage(error_rate=0.1, thresholds=(0.0, 0.0), images=9)),)
+    )
     return Predictor(engine=FakeEngine(describe(decision=never)))(np.zeros((8, 8), np.uint8))
 
 
 def case(*slices: Result | Failure, finding: str | None = "negative") -> CaseResult:
+    answer = Answer(
+        kind="multiclass",
+        finding=finding,
+        probabilities={"negative": 0.75, "positive": 0.25},
+        prediction_set=("negative",),
+    )
     return CaseResult(
         scan="study#1.2.3",
         series_instance_uid="1.2.3",
         aggregation=Aggregation(rule="top-k-mean", k=3),
-        finding=finding,
-        probabilities={"negative": 0.75, "positive": 0.25},
-        prediction_set=("negative",),
+        answers={"label": answer},
         notes=("gaps between slices of 1.9 to 2 mm",),
         slices=slices,
     )

@@ -12,7 +12,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from medtl_runtime import Predictor, read_scan
-from medtl_runtime.decision import Decision, Triage
+from medtl_runtime.decision import Decision, HeadDecision, Triage
 from medtl_runtime.errors import OutputExists, ScanUnfit
 from medtl_runtime.heatmap import evidence, overlay
 from medtl_runtime.recipe import HeaderVoi, Recipe
@@ -113,7 +113,7 @@ def test_where_the_model_abstains_the_most_probable_class_is_shown(
 ) -> None:
     never = Triage(error_rate=0.1, thresholds=(0.99, 0.99), images=10)
     source = changed("CT_small.dcm")
-    result = predictor(decision=Decision(triage=never))(source)
+    result = predictor(decision=Decision(heads=(HeadDecision(triage=never),)))(source)
     assert result.finding is None
     new = pydicom.dcmread(write_secondary_capture(result, source, tmp_path / "map.dcm"))
     likely = max(result.probabilities, key=lambda name: result.probabilities[name])

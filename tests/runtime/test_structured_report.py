@@ -16,10 +16,13 @@ import pytest
 from pydicom.dataset import Dataset
 
 from medtl_runtime import Predictor
-from medtl_runtime.codes import Code, Codes
-from medtl_runtime.decision import Aggregation, Decision, OperatingPoint, Triage
+from medtl_runtime.aggregation import Aggregation
+from medtl_runtime.answers import Answer
+from medtl_runtime.codes import Code, Codes, private_code
+from medtl_runtime.decision import Decision, HeadDecision, Margin, OperatingPoint, Triage
 from medtl_runtime.derived import device_uid
 from medtl_runtime.errors import ExtraMissing, OutputExists, ScanUnfit
+from medtl_runtime.heads import Head
 from medtl_runtime.recipe import HeaderVoi, Recipe
 from medtl_runtime.results import CaseResult, Result
 from medtl_runtime.structured_report import write_sr
@@ -54,7 +57,7 @@ def report(
     decision: Decision | None = None,
 ) -> Any:
     """Write a report and return what highdicom makes of it."""
-    decision = decision or Decision()
+    decision = decision or Decision(heads=(HeadDecision(),))
     path = write_sr(outcome, sources, codes, decision, folder / "sr" / "report.dcm")
     return sr.srread(path)
 
@@ -88,13 +91,15 @@ def texts(items: Sequence[Dataset], meaning: str) -> list[str]:
 def a_case(changed: Changed, **values: Any) -> tuple[CaseResult, list[Dataset]]:
     sources = [changed("CT_small.dcm", SOPInstanceUID=f"1.2.3.{n}") for n in range(3)]
     slices = [predictor(lesion=n)(source) for n, source in enumerate(sources)]
+    said = {name: values.pop(name) for name in ("finding", "prediction_set") if name in values}
+    answer = Answer(
+        kind="multiclass", probabilities=slices[2].probabilities, **({"finding": "lesion"} | said)
+    )
     fields: dict[str, Any] = {
         "scan": "series",
+        "answers": {"label": answer},
         "series_instance_uid": str(sources[0].SeriesInstanceUID),
         "aggregation": Aggregation(rule="max"),
-        "finding": "lesion",
-        "probabilities": slices[2].probabilities,
-        "prediction_set": None,
         "notes": ("the gap between slices varies by 2 %",),
         "slices": slices,
     }
@@ -123,6 +128,98 @@ def test_a_class_that_is_not_mapped_has_a_private_code_whose_scheme_is_declared(
     (scheme,) = document.CodingSchemeIdentificationSequence
     assert scheme.CodingSchemeDesignator == "99MEDTL"
     assert scheme.CodingSchemeResponsibleOrganization
+
+
+FOUR = (
+    Head(name="organ", classes=("liver", "spleen", "kidney")),
+    Head(name="oedema", kind="binary", classes=("absent", "present")),
+    Head(name="grade", kind="ordinal", classes=("1", "2", "3")),
+    Head(name="age", kind="regression", unit="a", mean=50.0, std=20.0),
+)
+OF_FOUR = Decision(
+    heads=(
+        HeadDecision(temperature=2.0),
+        HeadDecision(
+            operating_point=OperatingPoint(rule="threshold", positive="present", threshold=0.4)
+        ),
+        HeadDecision(operating_point=OperatingPoint(rule="median")),
+        HeadDecision(
+            operating_point=OperatingPoint(rule="value"),
+            interval=Margin(coverage=0.9, half_width=12.5, images=80),
+        ),
+    )
+)
+FOUR_CODES = Codes(
+    classes={"oedema=present": Code(value="79654002", scheme="SCT", meaning="Edema")},
+    values={"age": Code(value="445518008", scheme="SCT", meaning="Age")},
+)
+
+
+def of_four(source: Dataset) -> Result:
+    described = describe(heads=FOUR, recipe=RECIPE, decision=OF_FOUR)
+    logits = np.array([[0.0, 3.0, 1.0, 2.0, 1.0, -3.0, 0.75]], np.float32)
+    engine = FakeEngine(described, lambda images: np.repeat(logits, len(images), axis=0))
+    return Predictor(engine=engine)(source)
+
+
+def test_each_head_has_a_group_of_its_own_with_its_own_parameters(
+    shipped: Path, tmp_path: Path
+) -> None:
+    source = pydicom.dcmread(shipped / "CT_small.dcm")
+    result = of_four(source)
+    document = report([result], [source], tmp_path, codes=FOUR_CODES, decision=OF_FOUR)
+    organ, oedema, grade, age = groups(document)
+    named = [one.tracking_identifier for one in (organ, oedema, grade, age)]
+    assert named == ["image 1, organ", "image 1, oedema", "image 1, grade", "image 1, age"]
+    private = private_code("organ=spleen")
+    assert organ.finding_type == sr.CodedConcept(private.value, "99MEDTL", "organ=spleen")
+    assert oedema.finding_type == sr.CodedConcept("79654002", "SCT", "Edema")
+    assert grade.finding_type.meaning == "grade=2"
+    assert probabilities(oedema).keys() == {"oedema=absent", "Edema"}
+    for group, name in ((organ, "organ"), (oedema, "oedema"), (grade, "grade")):
+        found = list(probabilities(group).values())
+        assert found == pytest.approx(
+            list((result.answers[name].probabilities or {}).values()), abs=1e-6
+        )
+    parameters = texts(document.ContentSequence, "Algorithm Parameters")
+    assert [one for one in parameters if one.startswith("head")] == [
+        f"head: {head.name}" for head in FOUR
+    ]
+    assert "operating point: the median grade" in parameters
+    assert "interval: plus or minus 12.5, coverage 0.9" in parameters
+
+
+def test_a_value_is_a_number_in_its_unit_and_no_finding(shipped: Path, tmp_path: Path) -> None:
+    source = pydicom.dcmread(shipped / "CT_small.dcm")
+    document = report([of_four(source)], [source], tmp_path, codes=FOUR_CODES, decision=OF_FOUR)
+    age = groups(document)[3]
+    (measurement,) = age.get_measurements()
+    assert age.finding_type is None
+    assert measurement.name == sr.CodedConcept("445518008", "SCT", "Age")
+    assert measurement.value == 65
+    assert measurement.unit == sr.CodedConcept("a", "UCUM", "a")
+    comments = texts(document.ContentSequence, "Comment")
+    assert "Prediction interval: 52.5 to 77.5 a, coverage 0.9" in comments
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy is not installed")
+def test_dciodvfy_finds_no_error_in_a_report_of_four_heads(shipped: Path, tmp_path: Path) -> None:
+    source = pydicom.dcmread(shipped / "CT_small.dcm")
+    report([of_four(source)], [source], tmp_path, codes=FOUR_CODES, decision=OF_FOUR)
+    lines = errors_of("dciodvfy", "-new", tmp_path / "sr" / "report.dcm")
+    assert "Comprehensive3DSR" in lines
+    assert [line for line in lines if line.startswith("Error")] == []
+
+
+@pytest.mark.skipif(shutil.which("dsr2xml") is None, reason="dsr2xml is not installed")
+def test_another_toolkit_reads_the_numbers_of_four_heads(shipped: Path, tmp_path: Path) -> None:
+    source = pydicom.dcmread(shipped / "CT_small.dcm")
+    report([of_four(source)], [source], tmp_path, codes=FOUR_CODES, decision=OF_FOUR)
+    command = ["dsr2xml", str(tmp_path / "sr" / "report.dcm")]
+    finished = subprocess.run(command, capture_output=True, check=True)
+    numbers = [one.findtext("value") for one in ET.fromstring(finished.stdout).iter("num")]
+    assert len(numbers) == 3 + 2 + 3 + 1
+    assert float(numbers[-1] or "nan") == 65
 
 
 def test_it_lies_in_the_study_in_a_series_of_its_own(shipped: Path, tmp_path: Path) -> None:
@@ -159,7 +256,9 @@ def test_the_observer_is_the_model_and_everything_that_shapes_its_numbers_is_nam
     source = pydicom.dcmread(shipped / "CT_small.dcm")
     point = OperatingPoint(rule="threshold", positive="lesion", threshold=0.3)
     triage = Triage(error_rate=0.05, thresholds=(0.1, 0.8), images=40)
-    decision = Decision(temperature=1.5, operating_point=point, triage=triage)
+    decision = Decision(
+        heads=(HeadDecision(temperature=1.5, operating_point=point, triage=triage),)
+    )
     result = predictor(decision=decision)(source)
     document = report([result], [source], tmp_path, decision=decision)
     (observer,) = document.content.get_observer_contexts()
@@ -210,7 +309,9 @@ def test_where_the_model_abstains_the_finding_is_undetermined(
     source = pydicom.dcmread(shipped / "CT_small.dcm")
     triage = Triage(error_rate=0.1, thresholds=thresholds, images=10)
     point = OperatingPoint(rule="threshold", positive="normal", threshold=0.2)
-    result = predictor(decision=Decision(triage=triage, operating_point=point))(source)
+    result = predictor(
+        decision=Decision(heads=(HeadDecision(triage=triage, operating_point=point),))
+    )(source)
     document = report([result], [source], tmp_path)
     (group,) = groups(document)
     assert group.finding_type == sr.CodedConcept("373068000", "SCT", "Undetermined")
@@ -246,9 +347,13 @@ def test_a_case_of_one_file_refers_to_its_frames_in_one_item(shipped: Path, tmp_
         scan="cine",
         series_instance_uid="1.2",
         aggregation=Aggregation(rule="top-k-mean", k=2),
-        finding=None,
-        probabilities=frames[0].probabilities,
-        prediction_set=CLASSES,
+        answers={
+            "label": Answer(
+                kind="multiclass",
+                probabilities=frames[0].probabilities,
+                prediction_set=CLASSES,
+            )
+        },
         notes=(),
         slices=frames,
     )
@@ -365,7 +470,7 @@ def test_an_existing_report_is_kept_unless_it_may_be_overwritten(
     with pytest.raises(OutputExists):
         report([result], [source], tmp_path)
     path = tmp_path / "sr" / "report.dcm"
-    write_sr([result], [source], CODES, Decision(), path, overwrite=True)
+    write_sr([result], [source], CODES, Decision(heads=(HeadDecision(),)), path, overwrite=True)
     assert sr.srread(path).SOPInstanceUID != first.SOPInstanceUID
 
 

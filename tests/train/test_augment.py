@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,22 +11,29 @@ from torch import Tensor
 
 from medtl_train.augment import augment
 from medtl_train.config import AugmentConfig
+from medtl_train.config.strengths import Preset
 
 Make = Callable[..., AugmentConfig]
 COUNT = 48
 
 EVERYTHING = AugmentConfig(
     rotation=180, shift=0.5, scale=1, shear=45, crop=0.5, hflip=True, vflip=True, brightness=0.5,
-    contrast=2, gamma=2, noise=0.5, blur=5,
+    contrast=2, gamma=2, noise=0.5, blur=5, quarter_turns=True, bias_field=2, speckle=1, hue=180,
+    saturation=2, stain=0.5, erasing=1,
 )  # fmt: skip
 ALONE = {
     "rotation": 20.0, "shift": 0.2, "scale": 0.5, "shear": 20.0, "crop": 0.4, "hflip": True,
     "vflip": True, "brightness": 0.2, "contrast": 0.5, "gamma": 0.5, "noise": 0.1, "blur": 2.0,
+    "quarter_turns": True, "bias_field": 0.5, "speckle": 0.3, "erasing": 1.0,
 }  # fmt: skip
+OF_COLOURS = {"hue": 90.0, "saturation": 1.0, "stain": 0.3}
+FEW = ("hflip", "vflip", "quarter_turns")
+"""Changes with two or four outcomes."""
 
 
 def run(images: Tensor, config: AugmentConfig, seed: int = 0) -> Tensor:
-    return augment(images, config, torch.Generator().manual_seed(seed))
+    strengths = config.strengths_for(images.shape[1])
+    return augment(images, strengths, torch.Generator().manual_seed(seed))
 
 
 def copies(image: Tensor) -> Tensor:
@@ -35,6 +43,12 @@ def copies(image: Tensor) -> Tensor:
 
 def textured(height: int = 24, width: int = 32) -> Tensor:
     return torch.rand(height, width, generator=torch.Generator().manual_seed(1))
+
+
+def coloured(height: int = 24, width: int = 32) -> Tensor:
+    """Return a batch of one colour image, N x 3 x H x W."""
+    image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(2))
+    return image.expand(COUNT, -1, -1, -1).clone()
 
 
 def disc(height: int, width: int, row: float, column: float, radius: float) -> Tensor:
@@ -73,10 +87,11 @@ def test_each_change_alone_changes_images_and_keeps_their_range(
     assert float(changed.max()) <= 1
 
 
-@pytest.mark.parametrize("name", [n for n in ALONE if n not in ("hflip", "vflip")])
+@pytest.mark.parametrize("name", [n for n in ALONE if n not in FEW])
 def test_each_image_gets_parameters_of_its_own(name: str, still: Make) -> None:
     changed = run(copies(textured()), still(**{name: ALONE[name]})).flatten(1)
-    assert len(torch.unique(changed, dim=0)) == COUNT
+    # Where the deviation is below a sixth of a pixel, a blur is none.
+    assert len(torch.unique(changed, dim=0)) >= (COUNT if name != "blur" else 0.8 * COUNT)
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -88,7 +103,7 @@ def test_a_change_leaves_its_input_alone(name: str, still: Make) -> None:
 
 
 def test_the_generator_decides_and_nothing_else() -> None:
-    images = copies(textured())
+    images = coloured()
     torch.manual_seed(1)
     first = run(images, EVERYTHING, seed=5)
     torch.manual_seed(2)
@@ -98,7 +113,7 @@ def test_the_generator_decides_and_nothing_else() -> None:
 
 def test_everything_at_its_most_stays_in_range_and_finite() -> None:
     for seed in range(5):
-        changed = run(copies(textured()), EVERYTHING, seed)
+        changed = run(coloured(), EVERYTHING, seed)
         assert torch.isfinite(changed).all()
         assert float(changed.min()) >= 0
         assert float(changed.max()) <= 1
@@ -280,11 +295,160 @@ def test_noise_has_no_mean_and_at_most_its_deviation(still: Make) -> None:
     assert float((noise.mean(1).abs() / (deviations / 60 + 1e-9)).max()) < 5
 
 
+def test_quarter_turns_are_exact_and_all_four_occur(still: Make) -> None:
+    image = textured(20, 20)
+    turned = [image.rot90(k) for k in range(4)]
+    found = [
+        [k for k in range(4) if torch.allclose(changed[0], turned[k], atol=1e-4)]
+        for changed in run(copies(image), still(quarter_turns=True))
+    ]
+    assert {tuple(one) for one in found} == {(0,), (1,), (2,), (3,)}
+
+
+def test_what_comes_in_from_outside_can_be_the_mirrored_image(still: Make) -> None:
+    white = torch.ones(COUNT, 1, 40, 40)
+    changed = run(white, still(shift=0.3, rotation=45, mirror_outside=True))
+    torch.testing.assert_close(changed, white)
+
+
+def test_a_bias_field_is_smooth_within_its_factor_and_uneven(still: Make) -> None:
+    field = run(torch.full((COUNT, 1, 40, 60), 0.4), still(bias_field=0.5))[:, 0] / 0.4
+    largest = field.log().abs().amax((1, 2))
+    assert float(largest.max()) <= math.log(1.5) + 1e-5
+    assert float(largest.max()) > 0.8 * math.log(1.5)
+    assert float(largest.min()) < 0.2 * math.log(1.5)
+    assert float(field.diff(dim=1).abs().max()) < 0.2
+    assert float(field[largest > 0.2].flatten(1).std(1).min()) > 0.01
+
+
+def test_speckle_grows_with_the_signal_and_leaves_black_alone(still: Make) -> None:
+    image = torch.zeros(60, 90)
+    image[:, 30:60], image[:, 60:] = 0.2, 0.6
+    changed = run(copies(image), still(speckle=0.2))[:, 0]
+    assert (changed[:, :, :30] == 0).all()
+    dim, bright = changed[:, :, 30:60].flatten(1).std(1), changed[:, :, 60:].flatten(1).std(1)
+    torch.testing.assert_close(bright / dim, torch.full((COUNT,), 3.0), rtol=0.15, atol=0)
+    assert 0.1 < float((bright / 0.6).max()) <= 0.21
+
+
+def test_noise_and_speckle_together_have_the_sum_of_their_variances(still: Make) -> None:
+    images = torch.full((COUNT, 1, 100, 100), 0.5)
+    both = run(images, still(noise=0.05, speckle=0.1)).flatten(1).std(1)
+    noise = run(images, still(noise=0.05)).flatten(1).std(1)  # the same draw comes first
+    rest = (both**2 - noise**2).clamp(min=0).sqrt() / 0.5
+    assert float(rest.max()) <= 0.103
+    assert float(rest.max()) > 0.08
+    assert float((rest > 0.01).float().mean()) > 0.7
+
+
+@pytest.mark.parametrize("name", OF_COLOURS)
+def test_a_change_of_colour_differs_by_image_and_spares_grey_ones(name: str, still: Make) -> None:
+    config = still(**{name: OF_COLOURS[name]})
+    changed = run(coloured(), config)
+    assert len(torch.unique(changed.flatten(1), dim=0)) == COUNT
+    assert 0 <= float(changed.min()) < float(changed.max()) <= 1
+    grey = textured().expand(COUNT, 3, -1, -1).clone()
+    torch.testing.assert_close(run(grey, config), grey, atol=2e-3, rtol=0)
+
+
+def test_a_hue_turns_and_saturation_stretches_but_luma_stays(still: Make) -> None:
+    images = 0.4 + 0.2 * coloured()
+    luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    for name in ("hue", "saturation"):
+        changed = run(images, still(**{name: OF_COLOURS[name]}))
+        torch.testing.assert_close((changed * luma).sum(1), (images * luma).sum(1))
+        chroma = torch.tensor([0.596, -0.274, -0.322]), torch.tensor([0.211, -0.523, 0.312])
+        before, after = (
+            torch.complex(*((v * c[:, None, None]).sum(1) for c in chroma))
+            for v in (images, changed)
+        )
+        ratio = (after / before).flatten(1)
+        torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), atol=2e-2, rtol=0)
+        turned, stretched = ratio[:, 0].angle().abs(), ratio[:, 0].abs()
+        if name == "hue":
+            assert 60 < math.degrees(float(turned.max())) <= 91
+            assert float((stretched - 1).abs().max()) < 0.02
+        else:
+            assert 1.6 < float(stretched.max()) <= 2.02
+            assert float(turned.max()) < 0.02
+
+
+def test_a_stain_scales_and_shifts_what_haematoxylin_absorbs(still: Make) -> None:
+    haematoxylin = torch.tensor([0.650, 0.704, 0.286])
+    image = torch.exp(-0.8 * haematoxylin)[:, None, None].expand(3, 8, 8)
+    density = -run(image.expand(COUNT, -1, -1, -1).clone(), still(stain=0.1)).log()[:, :, 0, 0]
+    stains = torch.tensor([[0.650, 0.072, 0.268], [0.704, 0.990, 0.570], [0.286, 0.105, 0.776]])
+    amounts = torch.linalg.solve(stains, density.T)
+    assert (amounts[0] - 0.8).abs().max() <= 0.1 * 0.8 + 0.1 + 1e-4
+    assert (amounts[0] - 0.8).abs().max() > 0.1
+    assert amounts[1:].abs().max() <= 0.1 + 1e-4
+
+
+def test_erasing_fills_one_rectangle_within_its_share_with_the_mean(still: Make) -> None:
+    images = copies(textured(60, 80))
+    erased = run(images, still(erasing=0.5)) != images
+    hit = erased.flatten(1).any(1)
+    assert COUNT // 4 < int(hit.sum()) < 3 * COUNT // 4
+    mean = float(images[0].mean())
+    for changed, mask in zip(run(images, still(erasing=0.5))[hit], erased[hit], strict=True):
+        rows, columns = mask[0].any(1).nonzero(), mask[0].any(0).nonzero()
+        tall, wide = (int(x.max() - x.min()) + 1 for x in (rows, columns))
+        assert int(mask.sum()) == tall * wide
+        assert 0.01 < tall * wide / (60 * 80) < 0.22
+        assert 0.2 < tall / wide < 5
+        torch.testing.assert_close(changed[mask], torch.full((tall * wide,), mean))
+
+
+def test_one_of_changes_each_image_in_one_way_only(still: Make) -> None:
+    images = torch.full((200, 1, 16, 16), 0.4)
+    config = still(one_of=True, brightness=0.3, noise=0.2)
+    changed = run(images, config)
+    flat, same = changed.flatten(1).std(1) < 1e-6, (changed == images).flatten(1).all(1)
+    noisy = ~flat
+    assert (changed[noisy].mean((1, 2, 3)) - 0.4).abs().max() < 0.07  # noise has no mean
+    shares = [float(one.float().mean()) for one in (same, flat & ~same, noisy)]
+    np.testing.assert_allclose(shares, 1 / 3, atol=0.12)
+
+
+def test_one_of_moves_some_images_and_leaves_the_light_of_those(still: Make) -> None:
+    image = disc(40, 40, 19.5, 29.5, 4)
+    changed = run(copies(image), still(one_of=True, rotation=90, brightness=0.3))
+    moved = np.abs(centroids(changed[:, :, :, :]) - [0, 10]).max(1) > 0.5
+    background = changed[:, 0, 0, 0].numpy()
+    assert moved.any()
+    assert (background[moved] > 0).sum() < moved.sum()
+    turned = np.hypot(*(centroids(changed)).T)
+    assert ((np.abs(turned - 10) < 0.3) & moved & (background == 0)).sum() >= COUNT // 6
+
+
+@pytest.mark.parametrize("preset", get_args(Preset))
+@pytest.mark.parametrize("one_of", [False, True])
+def test_a_preset_keeps_images_in_range(preset: Preset, one_of: bool) -> None:
+    if preset == "none" and one_of:
+        pytest.skip("there is nothing to draw from")
+    config = AugmentConfig(preset=preset, one_of=one_of)
+    for images in (copies(textured()), coloured()):
+        changed = run(images, config)
+        assert torch.isfinite(changed).all()
+        assert 0 <= float(changed.min()) <= float(changed.max()) <= 1
+        assert torch.equal(changed, images) == (preset == "none")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_augments_as_the_processor_does() -> None:
-    device = torch.device("cuda")
-    images = copies(textured()).to(device)
-    generator = torch.Generator(device).manual_seed(0)
-    changed = augment(images, EVERYTHING, generator)
+    images = coloured().to("cuda")
+    generator = torch.Generator("cuda").manual_seed(0)
+    changed = augment(images, EVERYTHING.strengths, generator)
     assert changed.device.type == "cuda"
     assert 0 <= float(changed.min()) < float(changed.max()) <= 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_augmentation_never_waits_for_a_gpu() -> None:
+    images, generator = coloured().to("cuda"), torch.Generator("cuda")
+    augment(images, EVERYTHING.strengths, generator)  # caches small matrices
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        augment(images, EVERYTHING.strengths, generator)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

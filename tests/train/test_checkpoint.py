@@ -107,7 +107,7 @@ def without(text: str, field: str) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (document(version=1), "version 1; this medtl reads version 2"),
+        (document(version=1), "version 1; this medtl reads version 3"),
         (document(version=None), "version None"),
         (document(format="other"), "a file of another program"),
         ({"state_dict": {}}, "a file of another program"),
@@ -116,7 +116,7 @@ def without(text: str, field: str) -> str:
         (document(about="{"), "malformed"),
         (document(about="[]"), "malformed"),
         (document(about=None), "malformed"),
-        (document(about=without(ABOUT.to_json(), "classes")), "malformed"),
+        (document(about=without(ABOUT.to_json(), "heads")), "malformed"),
         (document(about=without(ABOUT.to_json(), "arch")), "malformed"),
         (document(about=about(surprise=1)), "malformed"),
         (document(about=about(recipe={"size": [64, 64]})), "malformed"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from medtl_train.config import TrainConfig
+from medtl_train.metrics import NAMES
 from medtl_train.options import flat, to_toml
 from medtl_train.run import OUTPUTS
 
@@ -82,7 +83,10 @@ def test_a_run_prints_results_to_stdout_and_progress_to_stderr(
 def test_stdout_shows_the_figures_of_metrics_json(typed: tuple[Path, str, str]) -> None:
     folder, out, _ = typed
     summary = json.loads((folder / "runs" / "lung" / "metrics.json").read_text(encoding="utf-8"))
-    for name, metric in summary["test"]["metrics"].items():
+    found = summary["test"]["heads"]["label"]["metrics"]
+    assert set(NAMES) <= set(found)
+    for name in NAMES:
+        metric = found[name]
         row = next(x for x in out.splitlines() if x.strip().startswith(name.replace("_", " ")))
         assert row.rstrip().endswith(
             f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"

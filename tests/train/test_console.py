@@ -5,7 +5,8 @@ import pytest
 from medtl_train.console import Reporter
 
 ROW = {
-    "epoch": 3, "phase": "all", "train_loss": 0.5, "val_loss": 0.25, "auroc": 0.875, "seconds": 1.5,
+    "epoch": 3, "phase": "all", "train_loss": 0.5, "val_loss": 0.25, "monitored": 0.875,
+    "seconds": 1.5,
 }  # fmt: skip
 
 
@@ -29,7 +30,7 @@ def test_notes_and_epochs_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_the_loss_can_be_the_monitored_metric(capsys: pytest.CaptureFixture[str]) -> None:
     use(Reporter(), "loss")
-    assert "val loss 0.2500" in capsys.readouterr().err
+    assert "val loss 0.2500  val loss 0.8750" in capsys.readouterr().err
 
 
 def test_a_quiet_reporter_passes_everything_on_and_says_nothing(

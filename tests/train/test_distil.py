@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from medtl_models.network import Network, Outputs
 from medtl_models.weights import imagenet_file
@@ -22,15 +23,17 @@ from medtl_runtime.modelfile import file_digest
 from medtl_runtime.recipe import HeaderVoi, Recipe
 from medtl_train import checkpoint as checkpoints
 from medtl_train.checkpoint import About
-from medtl_train.config import AugmentConfig, DistilConfig, FitConfig, TrainConfig
+from medtl_train.config import DistilConfig, FitConfig, TrainConfig
 from medtl_train.console import Reporter
-from medtl_train.dataset import ImageSet
 from medtl_train.distil import distil
 from medtl_train.errors import CheckpointUnusable, Diverged, ImagesMissing, Interrupted, RunUnfit
 from medtl_train.finished import read_config, read_dataset, read_summary
-from medtl_train.fit import Fit, predict_logits
-from medtl_train.objective import Teacher, distillation_loss, loss_of
-from medtl_train.options import flat, to_toml
+from medtl_train.fit import Fit
+from medtl_train.images import ImageSet
+from medtl_train.losses import distillation_loss
+from medtl_train.objective import Teacher
+from medtl_train.options import config_from, flat, to_toml
+from medtl_train.predict import predict_logits
 from medtl_train.run import OUTPUTS, train
 
 CPU = torch.device("cpu")
@@ -53,6 +56,10 @@ class Notes(Reporter):
 # The loss
 
 
+LEFT_RIGHT = Head(name="side", classes=("left", "right"))
+ORGAN = Head(name="organ", classes=("a", "b", "c"))
+
+
 def random_logits(seed: int) -> Tensor:
     return 3 * torch.randn(5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -61,20 +68,22 @@ def test_the_loss_is_the_formula() -> None:
     student, teacher = random_logits(0), random_logits(1)
     p, q = (torch.softmax(logits / 4, 1) for logits in (teacher, student))
     expected = 16 * (p * (p / q).log()).sum(1).mean()
-    assert distillation_loss(student, teacher, 4.0).item() == pytest.approx(expected.item())
+    assert distillation_loss([ORGAN], student, teacher, 4.0).item() == pytest.approx(
+        expected.item()
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(temperature: float) -> None:
     teacher = random_logits(0)
     student = (teacher + 7.0).requires_grad_()  # the same probabilities
-    loss = distillation_loss(student, teacher, temperature)
+    loss = distillation_loss([ORGAN], student, teacher, temperature)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-12)
     assert student.grad is not None
     assert student.grad.abs().max() < 1e-12
     other = random_logits(1).requires_grad_()
-    distillation_loss(other, teacher, temperature).backward()
+    distillation_loss([ORGAN], other, teacher, temperature).backward()
     assert other.grad is not None
     assert other.grad.abs().max() > 0.01
 
@@ -83,7 +92,7 @@ def test_the_size_of_the_gradient_does_not_depend_on_a_high_temperature() -> Non
     sizes = []
     for temperature in (50.0, 100.0):
         student = random_logits(0).requires_grad_()
-        distillation_loss(student, random_logits(1), temperature).backward()
+        distillation_loss([ORGAN], student, random_logits(1), temperature).backward()
         assert student.grad is not None
         sizes.append(float(student.grad.norm()))
     assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
@@ -105,7 +114,12 @@ class Sides(nn.Module):
 
 
 def taught_by(network: nn.Module, *, temperature: float = 4.0, alpha: float = 0.1) -> Teacher:
-    return Teacher(network=network, temperature=temperature, alpha=alpha)  # pyright: ignore[reportArgumentType]
+    return Teacher(
+        network=network,  # pyright: ignore[reportArgumentType]
+        heads=(LEFT_RIGHT,),
+        temperature=temperature,
+        alpha=alpha,
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
@@ -113,9 +127,11 @@ def test_alpha_is_the_share_of_the_labels(alpha: float) -> None:
     images = torch.rand(5, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     student = random_logits(0)[:, :2].float()
     labels = torch.tensor([0, 1, 1, 0, 1])
-    of_labels = loss_of(student, labels, None, FitConfig())
+    of_labels = F.cross_entropy(student, labels, label_smoothing=0.05)
     taught = Sides()(images).logits
-    expected = alpha * of_labels + (1 - alpha) * distillation_loss(student, taught, 2.0)
+    expected = alpha * of_labels + (1 - alpha) * distillation_loss(
+        [LEFT_RIGHT], student, taught, 2.0
+    )
     teacher = taught_by(Sides(), temperature=2.0, alpha=alpha)
     assert teacher.blend(of_labels, student, images).item() == pytest.approx(expected.item())
 
@@ -139,18 +155,24 @@ def image_set(per_class: int, seed: int) -> ImageSet:
     )
 
 
+PLAIN = {"ema": 0.0, "lr_decay": 1.0, "mixup": 0.0}
+
+
 def make(folder: Path, teacher: Teacher | None, *, flipped: bool = False, **changes: Any) -> Fit:
     """Return a small fit; ``flipped``: all of the labels that training sees are wrong."""
     about = About(
         arch="squeezenet1_1",
         head="linear",
         dropout=0.2,
-        heads=(Head(name="side", classes=("left", "right")),),
+        heads=(LEFT_RIGHT,),
         recipe=Recipe(size=(SIDE, SIDE), channels=1, window=HeaderVoi()),
         fingerprint="sha256:0",
     )
     torch.manual_seed(0)
-    given = {"epochs": 1, "batch_size": 4, "lr": 1e-3, "patience": 0, "mode": "all", **changes}
+    given = {
+        "epochs": 1, "batch_size": 4, "lr": 1e-3, "patience": 0, "mode": "all",
+        "augment": not flipped, **PLAIN, **changes,
+    }  # fmt: skip
     images = image_set(6, 0)
     return Fit(
         network=about.build(),
@@ -158,8 +180,7 @@ def make(folder: Path, teacher: Teacher | None, *, flipped: bool = False, **chan
         train=replace(images, targets=1 - images.targets) if flipped else images,
         val=image_set(4, 1),
         positive="right",
-        config=FitConfig(**given),
-        augmentation=AugmentConfig(augment=not flipped),
+        config=config_from(given),
         folder=folder,
         device=CPU,
         pretrained=False,
@@ -235,7 +256,7 @@ def teacher(lung: Path, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) ->
     (data / "lesion" / "empty.dcm").write_bytes(b"")
     config = tiny(
         arch="mobilenet_v3_small", mode="head", head_lr=5e-3, head="mlp", lr=1e-4, hflip=True,
-        class_weights="balanced", positive="healthy", window="lung", seed=3,
+        imbalance="class-weights", positive="healthy", window="lung", seed=3,
     )  # fmt: skip
     train(data, folder / "teacher", config, device=CPU)
     return folder / "teacher"
@@ -254,7 +275,10 @@ def student(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 def test_a_student_is_a_run_like_any_other(teacher: Path, student: tuple[Path, list]) -> None:
     folder, _ = student
-    assert {path.name for path in folder.iterdir()} == set(OUTPUTS)
+    # The images are the teacher's, and were cleaned for it.
+    assert {path.name for path in folder.iterdir()} == {
+        name for name in OUTPUTS if not name.startswith("cleaning")
+    }
     saved, taught = checkpoints.load_run(folder), checkpoints.load_run(teacher)
     assert saved.about == replace(taught.about, arch="squeezenet1_1")
     network = saved.restore()
@@ -274,7 +298,8 @@ def test_the_data_and_the_splits_are_the_teachers(
     assert found["data"] == taught["data"]
     assert len(found["data"]["excluded"]) == 1
     assert found["recipe"] == taught["recipe"]
-    assert found["positive"] == taught["positive"] == "healthy"
+    assert found["heads"]["label"]["positive"] == "healthy"
+    assert taught["heads"]["label"]["positive"] == "healthy"
 
 
 def test_the_options_are_the_teachers_but_for_what_makes_a_student(
@@ -300,8 +325,8 @@ def test_the_summary_says_who_the_teacher_was(teacher: Path, student: tuple[Path
             "arch": "mobilenet_v3_small",
             "parameters": taught["network"]["parameters"],
             "digest": file_digest(teacher / "best.pt"),
-            "validation": taught["validation"]["metrics"],
-            "test": taught["test"]["metrics"],
+            "validation": {"label": taught["validation"]["heads"]["label"]["metrics"]},
+            "test": {"label": taught["test"]["heads"]["label"]["metrics"]},
         },
     }
     report = (folder / "report.html").read_text(encoding="utf-8")
@@ -337,9 +362,9 @@ def test_the_best_checkpoint_of_the_run_teaches_as_the_settings_say(
     teachers: list[Teacher] = []
     blend = Teacher.blend
 
-    def spy(self: Teacher, *given: Tensor) -> Tensor:
+    def spy(self: Teacher, *given: Tensor, **fraction: float) -> Tensor:
         teachers.append(self)
-        return blend(self, *given)
+        return blend(self, *given, **fraction)
 
     monkeypatch.setattr(Teacher, "blend", spy)
     settings = DistilConfig(weights="none", temperature=3.0, alpha=0.25)
@@ -492,7 +517,9 @@ def test_images_that_are_gone_or_changed_are_refused(
 
 def test_a_loss_that_is_not_finite_is_one_line(finished: Path, tmp_path: Path) -> None:
     settings = DistilConfig(weights="none", lr=1e30)
-    with pytest.raises(Diverged, match=r"of epoch 1, with --lr 1e\+30") as stopped:
+    with pytest.raises(
+        Diverged, match=r"of epoch 1, at the learning rate \S+ of --lr 1e\+30"
+    ) as stopped:
         distil(finished, tmp_path / "run", "squeezenet1_1", settings, device=CPU)
     assert "\n" not in str(stopped.value)
 

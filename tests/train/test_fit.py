@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,16 @@ from medtl_runtime.heads import Head
 from medtl_runtime.recipe import HeaderVoi, Recipe
 from medtl_train import checkpoint as checkpoints
 from medtl_train.checkpoint import About
-from medtl_train.config import AugmentConfig, FitConfig
-from medtl_train.dataset import ImageSet
+from medtl_train.config import TrainConfig
+from medtl_train.config.effects import idle_options
 from medtl_train.errors import Diverged
+from medtl_train.features import STRENGTHS, solve
 from medtl_train.feed import batches_an_epoch
-from medtl_train.fit import Fit, Progress, predict_logits
+from medtl_train.fit import Fit
+from medtl_train.images import ImageSet
+from medtl_train.options import config_from, flat
+from medtl_train.predict import predict_embeddings, predict_logits
+from medtl_train.progress import Progress
 
 CPU = torch.device("cpu")
 SIDE = 32
@@ -43,6 +49,12 @@ def image_set(per_class: int, seed: int, *, flipped: bool = False) -> ImageSet:
     )
 
 
+PLAIN = {
+    "epochs": 2, "batch_size": 4, "lr": 1e-3, "patience": 0, "augment": False, "ema": 0.0,
+    "lr_decay": 1.0, "mixup": 0.0,
+}  # fmt: skip
+
+
 def make(
     folder: Path,
     *,
@@ -50,20 +62,22 @@ def make(
     pretrained: bool = False,
     train: ImageSet | None = None,
     val: ImageSet | None = None,
-    augmentation: AugmentConfig | None = None,
+    heads: tuple[Head, ...] = (Head(name="side", classes=("left", "right")),),
     **changes: Any,
 ) -> Fit:
-    """Return a small fit; the same arguments give the same start."""
+    """Return a small, plain fit; the same arguments give the same start."""
     about = About(
         arch=arch,
         head="linear",
         dropout=0.2,
-        heads=(Head(name="side", classes=("left", "right")),),
+        heads=heads,
         recipe=Recipe(size=(SIDE, SIDE), channels=1, window=HeaderVoi()),
         fingerprint="sha256:0",
     )
     torch.manual_seed(0)
-    config = FitConfig(**{"epochs": 2, "batch_size": 4, "lr": 1e-3, "patience": 0, **changes})
+    idle = idle_options(flat(TrainConfig()) | changes)  # what is plain anyway
+    plain = {name: value for name, value in PLAIN.items() if name not in idle}
+    config = config_from(plain | changes)
     return Fit(
         network=about.build(),
         about=about,
@@ -71,7 +85,6 @@ def make(
         val=val or image_set(4, 1),
         positive="right",
         config=config,
-        augmentation=augmentation or AugmentConfig(augment=False),
         folder=folder,
         device=CPU,
         pretrained=pretrained,
@@ -157,13 +170,56 @@ def test_only_the_head_moves_while_the_backbone_is_frozen(tmp_path: Path) -> Non
 
 
 def test_all_layers_move_in_the_second_phase(tmp_path: Path) -> None:
-    fit = make(tmp_path, epochs=2, head_epochs=1, pretrained=True)
+    fit = make(tmp_path, epochs=2, head_epochs=1, pretrained=True, batch_norm="train")
     states = []
     fit.run(lambda _: states.append(state_of(fit.network)), nothing)
     moved = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
     trained = {name for name, _ in fit.network.named_parameters()}
     assert len(moved & trained) > 0.95 * len(trained)
     assert any(name.endswith("running_mean") for name in moved)
+
+
+@pytest.mark.parametrize(("batch_norm", "moves"), [("auto", False), ("train", True)])
+def test_small_batches_leave_pretrained_statistics_as_they_are(
+    batch_norm: str, moves: bool, tmp_path: Path
+) -> None:
+    fit = make(tmp_path, mode="all", pretrained=True, batch_norm=batch_norm, epochs=1)
+    before = state_of(fit.network)
+    run(fit)
+    after = fit.network.state_dict()
+    for name in before:
+        if name.endswith("running_var"):
+            assert torch.equal(before[name], after[name]) != moves
+    stem = "backbone.features.0.1.weight"
+    assert not torch.equal(before[stem], after[stem])
+
+
+def test_frozen_stages_stay_while_the_others_move(tmp_path: Path) -> None:
+    fit = make(tmp_path, epochs=2, head_epochs=1, pretrained=True, freeze="stage1")
+    before = state_of(fit.network)
+    run(fit)
+    after = fit.network.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    firsts = ("backbone.features.0.", "backbone.features.1.")
+    assert moved
+    assert not [name for name in moved if name.startswith(firsts)]
+    assert [name for name in moved if name.startswith("backbone.features.2.")]
+
+
+def test_gradual_thawing_moves_one_more_stage_in_each_phase(tmp_path: Path) -> None:
+    options = {"mode": "gradual", "epochs": 5, "head_epochs": 1, "arch": "squeezenet1_1"}
+    fit = make(tmp_path, pretrained=True, **options)
+    states = [state_of(fit.network)]
+    progress = fit.run(lambda _: states.append(state_of(fit.network)), nothing)
+    assert column(progress, "phase") == ["head", "stage3+", "stage2+", "stage1+", "all"]
+    firsts = []
+    for before, after in pairwise(states):
+        firsts.append(next(name for name in before if not torch.equal(before[name], after[name])))
+    assert firsts == [
+        "head.linear.weight", "backbone.features.9.squeeze.weight",
+        "backbone.features.6.squeeze.weight", "backbone.features.3.squeeze.weight",
+        "backbone.features.0.weight",
+    ]  # fmt: skip
 
 
 def test_random_weights_are_trained_whole_from_the_first_epoch(tmp_path: Path) -> None:
@@ -246,8 +302,7 @@ def test_l2_sp_holds_the_backbone_where_it_was(tmp_path: Path) -> None:
 def test_the_same_seed_and_options_give_the_same_weights(
     seed: int, augment: bool, same: bool, tmp_path: Path
 ) -> None:
-    first, second = make(tmp_path / "1"), make(tmp_path / "2", seed=seed)
-    second.augmentation = AugmentConfig(augment=augment)
+    first, second = make(tmp_path / "1"), make(tmp_path / "2", seed=seed, augment=augment)
     run(first)
     torch.rand(7)  # whatever else has drawn from torch's generator
     run(second)
@@ -255,7 +310,7 @@ def test_the_same_seed_and_options_give_the_same_weights(
     assert all(torch.equal(one[name], other[name]) for name in one) == same
 
 
-def test_balanced_classes_change_the_fit_of_unbalanced_data(tmp_path: Path) -> None:
+def test_every_remedy_lets_the_rare_class_be_called_more_often(tmp_path: Path) -> None:
     whole = image_set(6, 0)
     keep = np.flatnonzero((whole.labels == 0) | (np.arange(12) < 4))
     few = ImageSet(
@@ -265,18 +320,119 @@ def test_balanced_classes_change_the_fit_of_unbalanced_data(tmp_path: Path) -> N
         sources=tuple(whole.sources[i] for i in keep),
     )
     means = []
-    for weights in ("none", "balanced"):
-        fit = make(tmp_path / weights, train=few, class_weights=weights, arch="squeezenet1_1")
+    for remedy in ("none", "class-weights", "sampling", "logit-adjustment"):
+        fit = make(tmp_path / remedy, train=few, imbalance=remedy, arch="squeezenet1_1")
         run(fit)
         logits = predict_logits(fit.network, fit.val.pixels, CPU)
         means.append(float((logits[:, 1] - logits[:, 0]).mean()))
-    assert means[1] > means[0]  # the rare class is called more often
+    assert min(means[1:]) > means[0]  # the rare class is called more often
+
+
+def test_the_averaged_weights_are_evaluated_and_kept(tmp_path: Path) -> None:
+    fit = make(tmp_path, arch="squeezenet1_1", epochs=3, ema=0.9)
+    steps: list[dict[str, torch.Tensor]] = []
+    progress = fit.run(nothing, lambda: steps.append(state_of(fit.network)))
+    mean = steps[0]
+    for count, state in enumerate(steps[1:], start=2):
+        share = max(0.1, 9 / (count + 8))
+        mean = {name: mean[name] + share * (state[name] - mean[name]) for name in mean}
+        if count == 3 * progress.best_epoch:
+            best = mean
+    kept = checkpoints.load(tmp_path / "best.pt")
+    for name, tensor in kept.network.items():
+        torch.testing.assert_close(tensor, best[name])
+    logits = predict_logits(kept.restore(), fit.val.pixels, CPU)
+    found = torch.nn.functional.cross_entropy(
+        torch.from_numpy(logits), torch.from_numpy(fit.val.labels)
+    )
+    row = progress.history[progress.best_epoch - 1]
+    assert found.item() == pytest.approx(row["val_loss"], abs=1e-6)
+
+
+def test_a_soup_is_the_mean_of_epochs_and_no_worse(tmp_path: Path) -> None:
+    val = image_set(12, 1)
+    val.targets[::3] = 1 - val.targets[::3]  # so that it does not pay to be certain
+    options = {"arch": "squeezenet1_1", "epochs": 6, "lr": 3e-3, "monitor": "loss"}
+    fit = make(tmp_path, val=val, soup=3, **options)
+    states = []
+    progress = fit.run(lambda _: states.append(state_of(fit.network)), nothing)
+    assert len(progress.soup) > 1
+    assert progress.soup[0] == progress.best_epoch
+    assert progress.best_score[0] > -min(column(progress, "val_loss"))
+    kept = checkpoints.load(tmp_path / "best.pt").network
+    for name, tensor in kept.items():
+        chosen = torch.stack([states[epoch - 1][name] for epoch in progress.soup])
+        torch.testing.assert_close(tensor, chosen.mean(0))
+
+
+HEADS = (
+    Head(name="side", classes=("left", "right")),
+    Head(name="right", kind="binary", classes=("absent", "present")),
+    Head(name="grade", kind="ordinal", classes=("0", "1", "2")),
+    Head(name="size", kind="regression", unit="mm", mean=10.0, std=4.0),
+)
+
+
+def several(images: ImageSet) -> ImageSet:
+    """Return images with a target for each of `HEADS`, some of them unknown."""
+    labels = images.labels
+    targets = np.stack([labels, labels, 2 * labels, 6 + 8 * labels], 1).astype(float)
+    targets[::5, 1] = targets[1::5, 2] = targets[2::5, 3] = np.nan
+    return replace(images, targets=targets)
+
+
+@pytest.mark.parametrize("weights", ["equal", "uncertainty"])
+def test_several_heads_learn_together_from_what_is_known(weights: str, tmp_path: Path) -> None:
+    fit = make(
+        tmp_path, heads=HEADS, train=several(image_set(6, 0)), val=several(image_set(5, 1)),
+        arch="squeezenet1_1", epochs=20, label_smoothing=0.0, head_weights=weights, lr=2e-3,
+    )  # fmt: skip
+    progress = run(fit)
+    assert fit.selection.monitor == "auroc and r2"
+    best = progress.history[progress.best_epoch - 1]
+    assert best["auroc"] > 0.95
+    assert best["r2"] > 0.7
+    assert best["monitored"] == pytest.approx((3 * best["auroc"] + best["r2"]) / 4)
+    saved = checkpoints.load(tmp_path / "last.pt").training
+    assert saved is not None
+    learned = saved["objective"].get("log_variances")
+    assert (learned is None) == (weights == "equal")
+    assert learned is None or (learned != 0).all()
+
+
+def test_solved_heads_are_what_scikit_learn_says(tmp_path: Path) -> None:
+    fit = make(
+        tmp_path, heads=HEADS, train=several(image_set(20, 0)), val=several(image_set(5, 1)),
+        arch="squeezenet1_1", mode="features",
+    )  # fmt: skip
+    before = state_of(fit.network.backbone)
+    progress = run(fit)
+    assert column(progress, "epoch") == list(range(1, len(STRENGTHS) + 1))
+    assert progress.best_epoch == 1 + int(np.argmax(column(progress, "monitored")))
+    kept = checkpoints.load(tmp_path / "best.pt")
+    assert all(torch.equal(t, kept.network[f"backbone.{n}"]) for n, t in before.items())
+    embeddings = predict_embeddings(fit.network, fit.train.pixels, CPU)
+    solutions = dict(solve(HEADS, embeddings, fit.train.targets, balanced=False))
+    expected = solutions[STRENGTHS[progress.best_epoch - 1]]
+    val = predict_embeddings(fit.network, fit.val.pixels, CPU)
+    found = predict_logits(kept.restore(), fit.val.pixels, CPU)
+    np.testing.assert_allclose(found, expected.logits(val), rtol=1e-3, atol=1e-3)
+
+
+def test_a_head_is_solved_for_once(tmp_path: Path) -> None:
+    expected = run(make(tmp_path, arch="squeezenet1_1", mode="features"))
+    resumed = make(tmp_path, arch="squeezenet1_1", mode="features")
+    resumed.resume(checkpoints.load(tmp_path / "last.pt"))
+    rows = []
+    assert resumed.run(rows.append, nothing) == expected
+    assert rows == []
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
     fit = make(tmp_path, optimizer="sgd", lr=1e20, warmup=0.0)
     with pytest.raises(
-        Diverged, match=r"the loss is (nan|inf) at step \d of epoch 1, with --lr 1e"
+        Diverged,
+        match=r"the loss is (nan|inf) at step \d of epoch 1, at the learning rate \S+ of --lr 1e",
     ):
         run(fit)
     assert not list(tmp_path.iterdir())
@@ -296,7 +452,7 @@ def test_a_head_that_diverges_is_told_its_own_option(tmp_path: Path) -> None:
 
 def test_diverging_later_leaves_the_best_checkpoint(tmp_path: Path) -> None:
     fit = make(tmp_path, optimizer="sgd", head_lr=1e-4, lr=1e20, head_epochs=1, pretrained=True)
-    with pytest.raises(Diverged, match=r"of epoch 2, .* \(best\.pt is that of epoch 1\)"):
+    with pytest.raises(Diverged, match=r"of epoch 2, .* \(last\.pt is that of epoch 1, best"):
         run(fit)
     assert checkpoints.load(tmp_path / "best.pt").about == fit.about
 
@@ -349,8 +505,13 @@ LONG = {
     "head_epochs": 2,
     "l2_sp": 0.01,
     "l1": 1e-5,
-    "class_weights": "balanced",
-    "augmentation": AugmentConfig(hflip=True, blur=1.0),
+    "imbalance": "class-weights",
+    "augment": True,
+    "hflip": True,
+    "mixup": 0.2,
+    "cutmix": 0.5,
+    "ema": 0.9,
+    "soup": 2,
 }
 
 
@@ -380,9 +541,15 @@ def require_equal_checkpoints(one: Path, other: Path) -> None:
     for slot, values in states[0].items():
         for name, value in values.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][slot][name]))
-    anchors = [training["anchor"] for training in (first.training, second.training)]
-    assert anchors[0]
-    assert all(torch.equal(t, anchors[1][name]) for name, t in anchors[0].items())
+    both = (first.training, second.training)
+    for tensors in (
+        [training["anchor"] for training in both],
+        [training["average"]["network"] for training in both],
+        *([t["candidates"][k]["state"] for t in both] for k in range(2)),
+    ):
+        assert tensors[0]
+        assert all(torch.equal(t, tensors[1][name]) for name, t in tensors[0].items())
+    assert both[0]["average"]["steps"] == both[1]["average"]["steps"]
 
 
 @pytest.mark.parametrize(
@@ -393,7 +560,6 @@ def require_equal_checkpoints(one: Path, other: Path) -> None:
         ({"epoch": 2}, 2),  # between the phases
         ({"step": 8}, 2),  # in the middle of the first epoch of all layers
         ({"step": 9}, 2),  # after its last step, before it is evaluated
-        ({"epoch": 3}, 3),
         ({"step": 11}, 3),
         ({"epoch": 4}, 4),  # all is done but the evaluation
     ],
@@ -424,11 +590,12 @@ def test_an_interrupted_fit_goes_on_to_the_same_result_bit_for_bit(
 def test_every_optimiser_goes_on_with_its_memory(
     optimizer: str, uninterrupted: Callable, tmp_path: Path
 ) -> None:
-    through, expected = uninterrupted(optimizer=optimizer)
+    options = {"arch": "squeezenet1_1", "optimizer": optimizer}
+    through, expected = uninterrupted(**options)
     stop = Stop(step=11)
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path, **LONG, optimizer=optimizer).run(stop.on_epoch, stop.on_step)
-    resumed = make(tmp_path, **LONG, optimizer=optimizer)
+        make(tmp_path, **LONG, **options).run(stop.on_epoch, stop.on_step)
+    resumed = make(tmp_path, **LONG, **options)
     resumed.resume(checkpoints.load(tmp_path / "last.pt"))
     assert without_time(run(resumed)) == without_time(expected)
     require_equal_checkpoints(through / "last.pt", tmp_path / "last.pt")

@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,15 +12,21 @@ from numpy.typing import NDArray
 
 from medtl_runtime.calibration import choose_operating_point
 from medtl_runtime.decision import OperatingPoint
+from medtl_runtime.heads import Head, width
+from medtl_train.assessment import assess_head
 from medtl_train.metrics import (
     NAMES,
+    ORDINAL,
+    VALUES,
     Scored,
-    cross_entropy,
     differences,
-    evaluate,
     measure,
     measure_with_intervals,
+    measurer,
+    monitored,
+    score,
 )
+from medtl_train.scored import ScoredValues
 
 BINARY = ("healthy", "lesion")
 
@@ -222,7 +229,7 @@ def test_ninety_five_percent_intervals_cover_the_truth_about_so_often() -> None:
 
 def test_an_evaluation_is_json_and_undefined_metrics_are_null() -> None:
     labels = np.ones(3, int)
-    found = evaluate(scored(labels, np.array([[0.4, 0.6], [0.1, 0.9], [0.7, 0.3]])), seed=0)
+    found = assess_head(scored(labels, np.array([[0.4, 0.6], [0.1, 0.9], [0.7, 0.3]])), seed=0)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["metrics"]["auroc"] == {"value": None, "low": None, "high": None}
     assert found["metrics"]["accuracy"]["value"] == pytest.approx(2 / 3)
@@ -233,13 +240,7 @@ def test_an_evaluation_is_json_and_undefined_metrics_are_null() -> None:
 def test_the_confusion_matrix_has_the_truth_in_its_rows(k: int) -> None:
     one = drawn(100, k)
     expected = skm.confusion_matrix(one.labels, one.predicted, labels=range(k))
-    assert evaluate(one, seed=0)["confusion"] == expected.tolist()
-
-
-def test_cross_entropy_is_the_mean_negative_log_likelihood() -> None:
-    one = drawn(30, 3)
-    expected = -np.log(one.probabilities[np.arange(30), one.labels]).mean()
-    assert cross_entropy(one.labels, one.probabilities) == pytest.approx(expected)
+    assert assess_head(one, seed=0, resamples=2)["confusion"] == expected.tolist()
 
 
 def youden(labels: NDArray, scores: NDArray, threshold: float) -> float:
@@ -371,3 +372,196 @@ def test_a_metric_that_is_not_defined_has_no_difference() -> None:
     assert found["auroc"] == {"value": None, "low": None, "high": None}
     assert found["recall"]["value"] is not None
     json.dumps(found, allow_nan=False)
+
+
+# --- decisions -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        OperatingPoint(),
+        OperatingPoint(rule="median"),
+        OperatingPoint(rule="threshold", positive="healthy", threshold=0.3),
+        OperatingPoint(rule="threshold", positive="lesion", threshold=0.7),
+    ],
+)
+def test_decisions_are_those_of_the_operating_point(point: OperatingPoint) -> None:
+    one = replace(drawn(200, 2, ties=True), point=point)
+    expected = [one.classes.index(point.decide(one.classes, row)) for row in one.probabilities]
+    assert one.predicted.tolist() == expected
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("rate", [0.8, 0.9, 0.95, 1.0])
+def test_sensitivity_at_a_specificity_is_the_best_of_all_thresholds(
+    rate: float, ties: bool
+) -> None:
+    one = drawn(120, 2, ties=ties)
+    weights = np.random.default_rng(1).integers(0, 3, 120).astype(float)
+    found = measurer(one, rates=[rate])(weights)
+    fall_out, recall, _ = skm.roc_curve(
+        one.labels, one.probabilities[:, 1], sample_weight=weights, drop_intermediate=False
+    )
+    specificity = 1 - fall_out
+    best = recall[specificity >= rate - 1e-12].max()
+    assert found[f"sensitivity_at_specificity_{rate:g}"] == pytest.approx(best)
+    best = specificity[recall >= rate - 1e-12].max()
+    assert found[f"specificity_at_sensitivity_{rate:g}"] == pytest.approx(best)
+
+
+def test_rates_are_of_two_classes_only() -> None:
+    assert set(measurer(drawn(50, 3), rates=[0.9])(np.ones(50))) == set(NAMES)
+
+
+# --- grades and values ---------------------------------------------------------------------------
+
+
+def graded(n: int = 200, k: int = 4, seed: int = 0) -> Scored:
+    one = drawn(n, k, seed, skill=2.0)
+    return replace(one, point=OperatingPoint(rule="median"))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_grades_are_measured_as_by_scikit_learn(weighted: bool) -> None:
+    one = graded()
+    weights = np.random.default_rng(9).integers(0, 4, 200).astype(float) if weighted else None
+    given = {"sample_weight": weights}
+    found = measure(one, weights)
+    called = one.predicted
+    kappa = skm.cohen_kappa_score(one.labels, called, weights="quadratic", **given)
+    assert found["quadratic_weighted_kappa"] == pytest.approx(kappa)
+    assert found["grade_mae"] == pytest.approx(skm.mean_absolute_error(one.labels, called, **given))
+    near = np.abs(one.labels - called) <= 1
+    assert found["within_one_grade"] == pytest.approx(np.average(near, weights=weights))
+    assert found["accuracy"] == pytest.approx(skm.accuracy_score(one.labels, called, **given))
+    splits = [
+        skm.roc_auc_score(one.labels > k, one.probabilities[:, k + 1 :].sum(1), **given)
+        for k in range(3)
+    ]
+    assert found["auroc"] == pytest.approx(np.mean(splits))
+    assert set(found) == {*NAMES, *ORDINAL}
+
+
+def valued(n: int = 120, seed: int = 0) -> ScoredValues:
+    rng = np.random.default_rng(seed)
+    true = rng.normal(40, 12, n)
+    return ScoredValues(
+        values=true,
+        predicted=0.8 * true + 5 + rng.normal(0, 4, n),
+        patients=np.array([f"p{i // 3}" for i in range(n)]),
+        unit="a",
+    )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_values_are_measured_as_by_scikit_learn(weighted: bool) -> None:
+    one = valued()
+    weights = np.random.default_rng(9).integers(0, 4, 120).astype(float) if weighted else None
+    given = {"sample_weight": weights}
+    true, said = one.values, one.predicted
+    covariance = np.cov(true, said, aweights=weights, ddof=0)
+    bias = np.average(said - true, weights=weights)
+    expected = {
+        "mae": skm.mean_absolute_error(true, said, **given),
+        "rmse": skm.root_mean_squared_error(true, said, **given),
+        "r2": skm.r2_score(true, said, **given),
+        "pearson": covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]),
+        "concordance": 2 * covariance[0, 1] / (covariance.trace() + bias**2),
+        "bias": bias,
+    }
+    assert measure(one, weights) == pytest.approx(expected)
+    assert set(expected) == set(VALUES)
+
+
+def test_a_shift_lowers_the_concordance_and_leaves_the_correlation() -> None:
+    one = valued()
+    shifted = replace(one, predicted=one.predicted + 20)
+    before, after = measure(one), measure(shifted)
+    assert after["pearson"] == pytest.approx(before["pearson"])
+    assert after["concordance"] < before["concordance"] - 0.2
+
+
+def test_values_have_intervals_and_differences_over_patients() -> None:
+    one = valued()
+    worse = replace(one, predicted=one.predicted + np.resize([4, -4], 120))
+    found = measure_with_intervals(one, seed=0, resamples=100)
+    assert all(m["low"] < m["value"] < m["high"] for m in found.values())
+    change = differences(one, worse, seed=0, resamples=100)["mae"]
+    assert 0 < change["low"] < change["value"] < change["high"]
+
+
+# --- several heads -------------------------------------------------------------------------------
+
+HEADS = (
+    Head(name="edema", kind="binary", classes=("absent", "present")),
+    Head(name="organ", kind="multiclass", classes=("liver", "lung", "spleen")),
+    Head(name="stage", kind="ordinal", classes=("0", "1", "2", "3")),
+    Head(name="age", kind="regression", unit="a", mean=50, std=10),
+)
+
+
+def several(n: int = 60) -> tuple[NDArray, NDArray, NDArray]:
+    """Return logits, targets and patients of `HEADS`; every fifth target is not known."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(n, width(HEADS)))
+    targets = np.stack([rng.integers(0, k, n) for k in (2, 3, 4)] + [rng.normal(50, 10, n)], 1)
+    targets[rng.random(targets.shape) < 0.2] = np.nan
+    return logits, targets, np.array([f"p{i // 2}" for i in range(n)])
+
+
+def test_each_head_answers_with_its_columns_for_the_images_whose_target_is_known() -> None:
+    logits, targets, patients = several()
+    point = OperatingPoint(rule="threshold", positive="present", threshold=0.2)
+    found = score(
+        HEADS, logits, targets, patients, temperatures={"organ": 2.0}, points={"edema": point}
+    )
+    assert list(found) == ["edema", "organ", "stage", "age"]
+    known = ~np.isnan(targets)
+    edema, organ, stage, age = found.values()
+    np.testing.assert_allclose(edema.probabilities[:, 1], 1 / (1 + np.exp(-logits[known[:, 0], 0])))
+    assert edema.point is point
+    np.testing.assert_array_equal(edema.labels, targets[known[:, 0], 0])
+    softer = np.exp(logits[known[:, 1], 1:4] / 2)
+    np.testing.assert_allclose(organ.probabilities, softer / softer.sum(1, keepdims=True))
+    assert (organ.positive, stage.point.rule) == (None, "median")
+    np.testing.assert_array_equal(stage.patients, patients[known[:, 2]])
+    np.testing.assert_allclose(age.predicted, 50 + 10 * logits[known[:, 3], 7])
+    assert age.unit == "a"
+
+
+def test_a_monitored_metric_is_the_mean_over_the_heads_that_have_it() -> None:
+    logits, targets, patients = several()
+    by_head = {n: measure(a) for n, a in score(HEADS, logits, targets, patients).items()}
+    found = monitored(HEADS, logits, targets)
+    aurocs = [by_head[name]["auroc"] for name in ("edema", "organ", "stage")]
+    assert found["auroc"] == pytest.approx(np.mean(aurocs))
+    assert found["quadratic_weighted_kappa"] == by_head["stage"]["quadratic_weighted_kappa"]
+    assert found["r2"] == by_head["age"]["r2"]
+    assert found["mae"] == pytest.approx(by_head["age"]["mae"] / 10)  # standard deviations
+
+
+def test_a_single_regression_is_monitored_in_its_unit() -> None:
+    logits, targets, patients = several()
+    own = (HEADS[3],)
+    (one,) = score(own, logits[:, 7:], targets[:, 3:], patients).values()
+    assert monitored(own, logits[:, 7:], targets[:, 3:])["mae"] == measure(one)["mae"]
+
+
+def test_a_head_without_known_targets_is_left_out_of_what_is_monitored() -> None:
+    logits, targets, _ = several()
+    targets[:, 0] = np.nan
+    found = monitored(HEADS, logits, targets)
+    rest = monitored(HEADS[1:], logits[:, 1:], targets[:, 1:])
+    assert found["auroc"] == pytest.approx(rest["auroc"])
+    nothing = monitored(HEADS, logits, np.full_like(targets, np.nan))
+    assert all(math.isnan(value) for value in nothing.values())
+
+
+def test_the_class_to_find_of_two_can_be_named() -> None:
+    head = Head(name="finding", classes=BINARY)
+    logits, targets = np.zeros((4, 2)), np.array([[0.0], [1], [0], [1]])
+    patients = np.arange(4).astype(str)
+    (usual,) = score((head,), logits, targets, patients).values()
+    (named,) = score((head,), logits, targets, patients, positive="healthy").values()
+    assert (usual.positive, named.positive) == (1, 0)

@@ -17,7 +17,7 @@ WIDE = FixedWindow(centre=0.0, width=2048.0)
 
 
 def samples(*paths: Path) -> list[Sample]:
-    return [Sample(source=str(path), label="a") for path in paths]
+    return [Sample(source=str(path), labels=("a",)) for path in paths]
 
 
 def test_ct_alone_takes_the_wide_window(pydicom_files: Path, lung: Path) -> None:

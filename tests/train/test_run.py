@@ -73,26 +73,28 @@ def test_a_run_writes_all_that_it_promises(finished: Path) -> None:
 def test_the_summary_says_what_was_done(finished: Path, lung: Path, tiny: Tiny) -> None:
     summary = summary_of(finished)
     assert summary["name"] == "lung"
-    assert summary["classes"] == ["healthy", "lesion"]
-    assert summary["positive"] == "lesion"
+    head = summary["heads"]["label"]
+    assert head["classes"] == ["healthy", "lesion"]
+    assert head["positive"] == "lesion"
     assert summary["config"] == flat(tiny(epochs=2))
     assert summary["recipe"]["window"] == {"kind": "fixed", "centre": 0.0, "width": 2048.0}
     assert summary["network"]["arch"] == "squeezenet1_1"
     assert list(summary["data"]["headers"]["Modality"]["counts"]) == ["CT"]
     assert summary["data"]["patients_known"] is True
     assert sum(summary["data"]["patients"].values()) == 24
-    assert sum(n for split in summary["data"]["images"].values() for n in split.values()) == 48
+    assert sum(summary["data"]["images"].values()) == 48
     assert summary["training"]["epochs"] == 2
     assert summary["transfer"] == {
         "source": "none (random initialisation)",
         "tensors": 0,
         "skipped": [],
     }
-    point = summary["operating_point"]
+    point = head["operating_point"]
     assert (point["rule"], point["positive"]) == ("threshold", "lesion")
     for split in ("validation", "test"):
-        assert set(summary[split]["metrics"]) >= {"auroc", "specificity", "balanced_accuracy"}
-        assert np.sum(summary[split]["confusion"]) == summary[split]["images"]
+        found = summary[split]["heads"]["label"]
+        assert set(found["metrics"]) >= {"auroc", "specificity", "balanced_accuracy"}
+        assert np.sum(found["confusion"]) == summary[split]["images"]
 
 
 def test_the_checkpoint_agrees_with_the_summary(finished: Path) -> None:
@@ -118,6 +120,7 @@ def test_the_configuration_that_was_written_is_the_one_that_was_given(
     text = (finished / "config.toml").read_text(encoding="utf-8")
     assert text == to_toml(tiny(epochs=2))
     read = {name.replace("-", "_"): value for name, value in tomllib.loads(text).items()}
+    read["from_run"] = read.pop("from")
     missing = {name: None for name in flat(tiny()) if name not in read}
     assert config_from({**read, **missing}) == tiny(epochs=2)
 
@@ -129,7 +132,7 @@ def test_the_same_data_and_options_give_the_same_figures(
     before = summary_of(finished)
     assert again["validation"] == before["validation"]
     assert again["test"] == before["test"]
-    assert again["operating_point"] == before["operating_point"]
+    assert again["heads"] == before["heads"]
 
 
 def test_an_existing_run_is_refused_and_left_as_it_is(
@@ -157,7 +160,7 @@ def test_overwriting_replaces_the_run_and_nothing_else(
     run = Path(shutil.copytree(finished, tmp_path / "lung"))
     (run / "notes.txt").write_text("mine")
     # A run may even start from the one that it replaces.
-    config = tiny(from_run=str(run), weights=None, arch=None, seed=5)
+    config = tiny(from_run=(str(run),), weights=None, arch=None, seed=5)
     summary = train(lung, run, config, device=CPU, overwrite=True)
     assert summary["transfer"]["tensors"] == 52
     assert summary_of(run)["config"]["seed"] == 5
@@ -168,7 +171,7 @@ def test_overwriting_replaces_the_run_and_nothing_else(
     ("change", "error"),
     [
         ({"label_column": "x"}, None),
-        ({"from_run": "nowhere", "weights": None}, UsageError),
+        ({"from_run": ("nowhere",), "weights": None}, UsageError),
         ({"weights": "nowhere.pth"}, UsageError),
         ({"positive": "healthier"}, UsageError),
         ({"window": "lungs"}, UsageError),
@@ -194,7 +197,7 @@ def test_data_that_are_refused_leave_no_folder(tiny: Tiny, tmp_path: Path) -> No
 def test_a_run_can_start_from_another_of_the_same_classes(
     finished: Path, lung: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
-    config = tiny(from_run=str(finished), weights=None, arch=None, head_epochs=1, epochs=2)
+    config = tiny(from_run=(str(finished),), weights=None, arch=None, head_epochs=1, epochs=2)
     summary = train(lung, tmp_path / "run", config, device=CPU)
     assert summary["network"]["arch"] == "squeezenet1_1"  # that of the other run
     assert summary["transfer"] == {"source": str(finished), "tensors": 52, "skipped": []}
@@ -207,7 +210,7 @@ def test_a_run_of_other_classes_gives_its_backbone_and_drops_its_head(
 ) -> None:
     data = write_folder(tmp_path / "data", write_image, "benign", "malignant")
     notes = Notes()
-    config = tiny(from_run=str(finished), weights=None, arch=None)
+    config = tiny(from_run=(str(finished),), weights=None, arch=None)
     summary = train(data, tmp_path / "run", config, device=CPU, reporter=notes)
     skipped = [
         "head.linear.weight (2, 512): trained for other classes",
@@ -223,12 +226,13 @@ def test_a_run_of_more_classes_drops_its_head_and_needs_no_positive_class(
     finished: Path, tiny: Tiny, tmp_path: Path, write_image: Callable
 ) -> None:
     data = write_folder(tmp_path / "data", write_image, "a", "b", "c")
-    config = tiny(from_run=str(finished), weights=None, arch=None, head="mlp")
+    config = tiny(from_run=(str(finished),), weights=None, arch=None, head="mlp")
     summary = train(data, tmp_path / "run", config, device=CPU)
     assert len(summary["transfer"]["skipped"]) == 2
-    assert summary["positive"] is None
-    assert summary["operating_point"]["rule"] == "argmax"
-    assert np.shape(summary["test"]["confusion"]) == (3, 3)
+    head = summary["heads"]["label"]
+    assert head["positive"] is None
+    assert head["operating_point"]["rule"] == "argmax"
+    assert np.shape(summary["test"]["heads"]["label"]["confusion"]) == (3, 3)
     assert "image" in notes_on(tmp_path / "run")
 
 
@@ -239,7 +243,7 @@ def notes_on(run: Path) -> str:
 def test_a_run_of_another_architecture_is_refused(
     finished: Path, lung: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
-    config = tiny(from_run=str(finished), weights=None, arch="resnet18")
+    config = tiny(from_run=(str(finished),), weights=None, arch="resnet18")
     with pytest.raises(RunUnfit, match="is a squeezenet1_1, not a resnet18"):
         train(lung, tmp_path / "run", config, device=CPU)
 
@@ -247,7 +251,7 @@ def test_a_run_of_another_architecture_is_refused(
 def test_a_damaged_run_to_start_from_is_refused(lung: Path, tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "best.pt").write_bytes(b"half")
-    config = tiny(from_run=str(tmp_path / "other"), weights=None, arch=None)
+    config = tiny(from_run=(str(tmp_path / "other"),), weights=None, arch=None)
     with pytest.raises(CheckpointUnusable, match=re.escape(str(tmp_path / "other" / "best.pt"))):
         train(lung, tmp_path / "run", config, device=CPU)
 
@@ -256,11 +260,12 @@ def test_the_positive_class_can_be_named(
     lung: Path, tiny: Tiny, tmp_path: Path, finished: Path
 ) -> None:
     summary = train(lung, tmp_path / "run", tiny(epochs=2, positive="healthy"), device=CPU)
-    assert summary["positive"] == summary["operating_point"]["positive"] == "healthy"
+    head, other = summary["heads"]["label"], summary_of(finished)
+    assert head["positive"] == head["operating_point"]["positive"] == "healthy"
     # The ranking is the same from the other side.
-    auroc = summary["test"]["metrics"]["auroc"]["value"]
-    if summary["training"]["best_epoch"] == summary_of(finished)["training"]["best_epoch"]:
-        assert auroc == pytest.approx(summary_of(finished)["test"]["metrics"]["auroc"]["value"])
+    assert summary["training"]["best_epoch"] == other["training"]["best_epoch"]
+    here, there = (one["test"]["heads"]["label"]["metrics"]["auroc"] for one in (summary, other))
+    assert here["value"] == pytest.approx(there["value"])
 
 
 def test_a_positive_class_of_three_is_refused(
@@ -334,14 +339,14 @@ LONGER = {"epochs": 3, "head_epochs": 1, "weights": None, "arch": None}
 def test_an_interrupted_run_resumes_to_the_same_files(
     finished: Path, lung: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
-    config = tiny(from_run=str(finished), **LONGER)
+    config = tiny(from_run=(str(finished),), **LONGER)
     through = tmp_path / "through" / "run"
     train(lung, through, config, device=CPU)
     run = tmp_path / "stopped" / "run"
     with pytest.raises(Interrupted, match=r"after epoch 2; .* --resume goes on from .*last\.pt"):
         train(lung, run, config, device=CPU, reporter=Notes(stop_after=2))
     assert {path.name for path in run.iterdir()} == {
-        "best.pt", "last.pt", "config.toml", "splits.csv"
+        "best.pt", "last.pt", "config.toml", "splits.csv", "cleaning.json", "cleaning.html"
     }  # fmt: skip
     notes = Notes()
     train(lung, run, config, device=CPU, resume=True, reporter=notes)
@@ -430,7 +435,8 @@ def test_a_full_disk_while_training_is_one_line_and_leaves_no_half_file(
     ):
         train(lung, tmp_path / "run", tiny(), device=CPU)
     assert "\n" not in str(stopped.value)
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.toml", "splits.csv"}
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"config.toml", "splits.csv", "cleaning.json", "cleaning.html"}
 
 
 def test_a_place_that_cannot_be_written_to_is_named(lung: Path, tiny: Tiny, tmp_path: Path) -> None:
@@ -448,6 +454,6 @@ def test_real_medmnist_trains_from_real_weights(
     weights = str(real_data / "weights" / "squeezenet1_1_imagenet.pth")
     config = tiny(weights=weights, epochs=2, head_epochs=1, positive="0")
     summary = train(tmp_path / "few.npz", tmp_path / "run", config, device=CPU)
-    assert summary["data"]["images"]["val"].keys() == {"0", "1"}
+    assert summary["data"]["targets"]["val"]["label"]["counts"].keys() == {"0", "1"}
     assert summary["data"]["patients_known"] is False
     assert summary["validation"]["images"] == 60

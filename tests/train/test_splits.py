@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
+from medtl_runtime.heads import Head
 from medtl_train.errors import DataUnfit
-from medtl_train.splits import split_by_patient
+from medtl_train.splits import fold_numbers, folds_by_patient, split_by_patient, strata_of
 
 BOTH = {"val": 0.15, "test": 0.15}
 
@@ -102,3 +103,73 @@ def test_splitting_is_silent(recwarn: pytest.WarningsRecorder) -> None:
 def test_too_few_patients_are_refused(labels: list[int], patients: list[str]) -> None:
     with pytest.raises(DataUnfit, match="patients"):
         split(np.array(labels), np.array(patients), BOTH, 0)
+
+
+def test_strata_of_one_head_are_its_classes() -> None:
+    head = Head(name="f", classes=("a", "b", "c"))
+    targets = np.array([[2.0], [0.0], [1.0]])
+    assert strata_of(targets, (head,)).tolist() == [2, 0, 1]
+
+
+def test_strata_of_values_are_their_fifths() -> None:
+    head = Head(name="v", kind="regression")
+    values = np.random.default_rng(0).lognormal(0, 2, 1000)
+    strata = strata_of(values[:, None], (head,))
+    assert np.bincount(strata).tolist() == [200] * 5
+    order = np.argsort(values)
+    assert (np.diff(strata[order]) >= 0).all()
+
+
+def test_an_image_of_several_heads_counts_by_its_rarest_known_answer() -> None:
+    heads = tuple(Head(name=n, kind="binary", classes=("absent", "present")) for n in "ab")
+    targets = np.array([[0, 0]] * 10 + [[1, 0]] * 5 + [[1, 1]] * 2 + [[np.nan, 0]] * 3, float)
+    strata = strata_of(targets, heads)
+    # Levels: a absent 0, a present 1, b absent 2, b present 3.
+    assert strata.tolist() == [0] * 10 + [1] * 5 + [3] * 2 + [2] * 3
+
+
+def test_rare_findings_reach_every_split_in_their_share() -> None:
+    rng = np.random.default_rng(0)
+    prevalence = np.array([0.02, 0.05, 0.1, 0.3])
+    targets = (rng.random((2000, 4)) < prevalence).astype(float)
+    heads = tuple(Head(name=n, kind="binary", classes=("absent", "present")) for n in "abcd")
+    patients = np.array([f"p{k // 2}" for k in range(2000)])
+    found = split(strata_of(targets, heads), patients, BOTH, 0)
+    for name in ("val", "test"):
+        share = targets[found == name].mean(axis=0)
+        np.testing.assert_allclose(share, targets.mean(axis=0), atol=0.02)
+        assert share[0] > 0.5 * targets[:, 0].mean()
+
+
+@pytest.mark.parametrize("folds", [2, 5])
+def test_every_image_is_tested_in_one_fold_and_no_patient_is_in_two_splits(folds: int) -> None:
+    labels, patients = patients_of(60, 40, images=3)
+    made = folds_by_patient(labels=labels, patients=patients, folds=folds, val_fraction=0.2, seed=0)
+    table = np.array(made)
+    assert table.shape == (folds, len(labels))
+    assert ((table == "test").sum(axis=0) == 1).all()
+    for splits in table:
+        for patient in np.unique(patients):
+            assert len(set(splits[patients == patient])) == 1
+        assert abs((splits == "val").mean() - 0.2) < 0.05
+        assert abs((splits == "test").mean() - 1 / folds) < 0.05
+        for name in ("train", "val", "test"):
+            share = (labels[splits == name] == 1).mean()
+            assert abs(share - 0.4) < 0.1
+
+
+def test_folds_are_those_of_their_seed() -> None:
+    labels, patients = patients_of(30, 30)
+    given = {"labels": labels, "patients": patients, "folds": 3}
+    first = fold_numbers(**given, seed=1)
+    assert (first == fold_numbers(**given, seed=1)).all()
+    assert (first != fold_numbers(**given, seed=2)).any()
+    assert set(first) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(("patients", "folds"), [(4, 5), (2, 3)])
+def test_more_folds_than_patients_are_refused(patients: int, folds: int) -> None:
+    labels = np.zeros(40, int)
+    of = np.array([f"p{k % patients}" for k in range(40)])
+    with pytest.raises(DataUnfit, match=f"{patients} patients cannot make {folds} folds"):
+        fold_numbers(labels=labels, patients=of, folds=folds, seed=0)

@@ -11,7 +11,7 @@ from medtl_train import checkpoint as checkpoints
 from medtl_train.config import NetworkConfig, TrainConfig
 from medtl_train.errors import RunUnfit
 from medtl_train.run import train
-from medtl_train.start import find_origin
+from medtl_train.start import find_origins
 
 
 def test_without_a_word_it_is_resnet18_from_imagenet(
@@ -21,29 +21,30 @@ def test_without_a_word_it_is_resnet18_from_imagenet(
     checkpoints_folder = tmp_path / "hub" / "checkpoints"
     checkpoints_folder.mkdir(parents=True)
     (checkpoints_folder / "resnet18-f37072fd.pth").write_bytes(b"later")
-    origin = find_origin(NetworkConfig(offline=True))
+    (origin,) = find_origins(NetworkConfig(offline=True))
     assert (origin.arch, origin.weights, origin.run) == ("resnet18", "imagenet", None)
 
 
 def test_another_run_gives_its_architecture(finished: Path) -> None:
-    origin = find_origin(NetworkConfig(from_run=str(finished)))
+    (origin,) = find_origins(NetworkConfig(from_run=(str(finished),)))
     assert origin.arch == "squeezenet1_1"
     assert origin.run is not None
     assert origin.run.about == checkpoints.load_run(finished).about
-    same = find_origin(NetworkConfig(from_run=str(finished), arch="squeezenet1_1"))
+    (same,) = find_origins(NetworkConfig(from_run=(str(finished),), arch="squeezenet1_1"))
     assert same.arch == "squeezenet1_1"
 
 
 def test_another_architecture_than_the_runs_is_refused(finished: Path) -> None:
     with pytest.raises(RunUnfit, match="is a squeezenet1_1, not a vgg16"):
-        find_origin(NetworkConfig(from_run=str(finished), arch="vgg16"))
+        find_origins(NetworkConfig(from_run=(str(finished),), arch="vgg16"))
 
 
 def test_a_file_of_weights_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.pth: expected imagenet, none or a file"):
-        find_origin(NetworkConfig(weights=str(tmp_path / "nowhere.pth")))
+        find_origins(NetworkConfig(weights=str(tmp_path / "nowhere.pth")))
     (tmp_path / "here.pth").write_bytes(b"x")
-    assert find_origin(NetworkConfig(weights=str(tmp_path / "here.pth"))).arch == "resnet18"
+    (origin,) = find_origins(NetworkConfig(weights=str(tmp_path / "here.pth")))
+    assert origin.arch == "resnet18"
 
 
 def test_weights_that_are_missing_are_refused_before_the_data_are_looked_at(

@@ -10,8 +10,17 @@ from numpy.typing import NDArray
 
 from medtl_runtime.decision import OperatingPoint
 from medtl_runtime.scan import Header
-from medtl_train.metrics import Scored, measure, measure_with_intervals
-from medtl_train.subgroups import METRICS, Subgroup, evaluate_subgroups, subgroups
+from medtl_train.metrics import Scored, ScoredValues, measure, measure_with_intervals
+from medtl_train.subgroups import (
+    METRICS,
+    MOST_VALUES,
+    OF_GRADES,
+    OF_VALUES,
+    Subgroup,
+    all_groups,
+    evaluate_subgroups,
+    subgroups,
+)
 
 
 def images(count: int, **fields: Any) -> list[Header]:
@@ -168,3 +177,84 @@ def test_what_is_not_defined_is_null() -> None:
     assert row["metrics"]["balanced_accuracy"] == nothing
     assert row["metrics"]["recall"]["value"] is not None
     json.dumps(row, allow_nan=False)
+
+
+def test_a_group_of_few_patients_is_marked_as_small() -> None:
+    whole = replace(scored(), patients=np.arange(60).astype(str))
+    rows = evaluate_subgroups(
+        whole, [part(np.arange(60) < n) for n in (19, 20)], seed=0, resamples=5
+    )
+    assert [row["small"] for row in rows] == [True, False]
+
+
+def test_a_group_without_images_has_no_row() -> None:
+    assert evaluate_subgroups(scored(), [part(np.zeros(60, bool))], seed=0, resamples=5) == []
+
+
+def test_grades_and_values_have_rows_of_their_own_figures() -> None:
+    grades = replace(scored(k=3), point=OperatingPoint(rule="median"))
+    values = ScoredValues(
+        values=np.arange(60.0), predicted=np.arange(60.0) ** 1.1, patients=grades.patients
+    )
+    for answers, names in ((grades, OF_GRADES), (values, OF_VALUES)):
+        (row,) = evaluate_subgroups(answers, [part(np.arange(60) < 30)], seed=0, resamples=5)
+        assert tuple(row["metrics"]) == names
+        expected = measure(replace_part(answers))
+        assert row["metrics"][names[0]]["value"] == pytest.approx(expected[names[0]])
+
+
+def replace_part(answers: Scored | ScoredValues) -> Scored | ScoredValues:
+    fields = {k: v[:30] for k, v in vars(answers).items() if isinstance(v, np.ndarray)}
+    return replace(answers, **fields)
+
+
+# --- covariates ----------------------------------------------------------------------------------
+
+
+def by_covariate(name: str, texts: list[str]) -> dict[str, list[int]]:
+    """Return the images of each group."""
+    headers = [Header() for _ in texts]
+    found = all_groups(headers, [{name: text} for text in texts])
+    assert {one.attribute for one in found} <= {name}
+    return {one.value: np.flatnonzero(one.mask).tolist() for one in found}
+
+
+def test_values_of_a_covariate_are_groups_and_an_empty_one_is_in_none() -> None:
+    assert by_covariate("sex", ["F", "M", "F", "", "M"]) == {"F": [0, 2], "M": [1, 4]}
+
+
+def test_a_covariate_with_one_value_gives_no_group() -> None:
+    assert by_covariate("site", ["a", "a", ""]) == {}
+
+
+def test_only_the_most_frequent_of_many_values_are_groups() -> None:
+    texts = [f"site {i:02d}" for i in range(20) for _ in range(i + 1)]
+    found = by_covariate("site", texts)
+    assert list(found) == [f"site {i:02d}" for i in range(20 - MOST_VALUES, 20)]
+
+
+def test_ages_are_divided_in_bands_and_other_numbers_in_thirds() -> None:
+    ages = [str(age) for age in range(10, 90, 4)]
+    bands = by_covariate("Age", ages)
+    assert list(bands) == [
+        "0 to 17 years", "18 to 39 years", "40 to 59 years", "60 to 79 years", "80 years or more"
+    ]  # fmt: skip
+    assert sum(map(len, bands.values())) == len(ages)
+    doses = by_covariate("dose", [str(0.5 * i) for i in range(30)])
+    assert [len(images) for images in doses.values()] == [10, 10, 10]
+    assert next(iter(doses)) == "up to 4.83333"
+
+
+def test_few_different_numbers_are_groups_of_their_own() -> None:
+    assert by_covariate("tesla", ["1.5", "3", "1.5"]) == {"1.5": [0, 2], "3": [1]}
+
+
+def test_small_groups_of_headers_are_there_where_the_data_stay() -> None:
+    headers = [*images(9, modality="CT"), *images(2, modality="MR")]
+    found = all_groups(headers, [{} for _ in headers])
+    assert {one.value: int(one.mask.sum()) for one in found} == {"CT": 9, "MR": 2}
+
+
+def test_free_text_of_a_header_is_no_group_where_the_data_stay_either() -> None:
+    headers = [*images(9, body_part_examined="LIVER"), *images(3, body_part_examined="Doe^Jane")]
+    assert all_groups(headers, [{} for _ in headers]) == []

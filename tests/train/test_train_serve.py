@@ -8,12 +8,15 @@ import pytest
 from numpy.typing import NDArray
 
 from medtl_runtime import Predictor
+from medtl_runtime.decision import Decision, HeadDecision
 from medtl_runtime.errors import ScanError
+from medtl_runtime.heads import Head
 from medtl_runtime.modelfile import Description, SelfTest
 from medtl_runtime.recipe import FixedWindow, HeaderVoi, Recipe, as_batch
 from medtl_train.config import DataConfig
 from medtl_train.dataset import build_dataset, read_all
-from medtl_train.samples import Sample, find_samples
+from medtl_train.labels import parse_questions
+from medtl_train.samples import Found, Sample, find_samples
 
 RECIPES = [
     Recipe(size=(64, 64), channels=3, window=HeaderVoi()),
@@ -37,10 +40,10 @@ class Recorder:
         self.description = Description(
             name="any",
             version="1",
-            task="multiclass",
-            classes=("a", "b"),
+            heads=(Head(name="finding", classes=("a", "b")),),
             recipe=recipe,
             self_test=SelfTest(seeds=(), logits=(), tolerance=0.0),
+            decision=Decision(heads=(HeadDecision(),)),
             provenance={},
             requires={},
         )
@@ -56,7 +59,7 @@ def require_same(paths: list[Path], recipe: Recipe) -> int:
     """Compare training's reading of files with a predictor's; return how many images agree."""
     engine = Recorder(recipe)
     predictor = Predictor(engine=engine)
-    images, excluded = read_all([Sample(source=str(p), label="a") for p in paths], recipe)
+    images, excluded = read_all([Sample(source=str(p), labels=("a",)) for p in paths], recipe)
     trained_on = {(i.sample.source, i.frame): i.pixels for i in images}
     refused = {left.source: left.reason for left in excluded}
     refused_at_the_scanner = {}
@@ -103,11 +106,11 @@ def test_pictures_and_arrays_are_the_same_in_training_and_inference(
     if form == "npz":
         pixels = np.random.default_rng(0).integers(0, 256, (9, 20, 28), dtype=np.uint8)
         np.savez(tmp_path / "x.npz", train_images=pixels, train_labels=np.arange(9) % 2)
-        samples = find_samples(tmp_path / "x.npz", DataConfig())
+        samples = list(find_samples(tmp_path / "x.npz", DataConfig()).samples)
         given = list(pixels)
     else:
         given = [write_image(tmp_path / f"{k}.{form}", k) for k in range(9)]
-        samples = [Sample(source=str(path), label="a") for path in given]
+        samples = [Sample(source=str(path), labels=("a",)) for path in given]
     images, _ = read_all(samples, recipe)
     predictor = Predictor(engine=Recorder(recipe))
     for image, scan in zip(images, given, strict=True):
@@ -120,13 +123,13 @@ def test_the_arrays_that_a_fit_gets_are_those_pixels(pydicom_files: Path) -> Non
         "693_J2KI.dcm", "SC_rgb_small_odd.dcm", "examples_palette.dcm",
     ]  # fmt: skip
     samples = [
-        Sample(source=str(pydicom_files / name), label="ab"[k % 2], patient=f"p{k}")
+        Sample(source=str(pydicom_files / name), labels=("ab"[k % 2],), patient=f"p{k}")
         for k, name in enumerate(names)
     ]
     recipe = RECIPES[0]
-    dataset = build_dataset(
-        samples, recipe, DataConfig(val_fraction=0.25, test_fraction=0.0), seed=0
-    )
+    found = Found(samples=tuple(samples), questions=parse_questions("label"))
+    config = DataConfig(val_fraction=0.25, test_fraction=0.0, cache="none")
+    dataset = build_dataset(found, recipe, config, seed=0)
     predictor = Predictor(engine=Recorder(recipe))
     compared = 0
     for name in ("train", "val"):

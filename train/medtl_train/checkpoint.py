@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medtl_models.ensemble import Classifier, Ensemble
 from medtl_models.network import HeadKind, Network
 from medtl_runtime.errors import UsageError
 from medtl_runtime.files import written_whole
@@ -30,6 +31,8 @@ class About:
     recipe: Recipe
     fingerprint: str
     """Of the data; see `Dataset.fingerprint`."""
+    members: int = 1
+    """Networks whose answers are averaged."""
 
     def to_json(self) -> str:
         """Return it as a JSON document."""
@@ -51,8 +54,13 @@ class About:
         (head,) = self.heads
         return head.classes
 
-    def build(self) -> Network:
-        """Return the network with random weights."""
+    def build(self) -> Classifier:
+        """Return the network, or the ensemble of networks, with random weights."""
+        networks = [self.build_member() for _ in range(self.members)]
+        return networks[0] if len(networks) == 1 else Ensemble(networks)
+
+    def build_member(self) -> Network:
+        """Return one network with random weights."""
         return Network(
             self.arch,
             logits=width(self.heads),
@@ -70,8 +78,8 @@ class Checkpoint:
     network: dict[str, Tensor]
     training: dict[str, Any] | None = None
 
-    def restore(self) -> Network:
-        """Return the network with its weights, ready for evaluation.
+    def restore(self) -> Classifier:
+        """Return the network, or the ensemble, with its weights, ready for evaluation.
 
         Raises
         ------

@@ -44,7 +44,7 @@ class Reporter:
             task = bar.add_task("training", total=steps)
 
             def on_epoch(row: dict) -> None:
-                value = row["val_loss"] if monitor == "loss" else row[monitor]
+                value = row["monitored"]
                 bar.console.print(
                     f"epoch {row['epoch']:3d} {row['phase']:4s}  train loss {row['train_loss']:.4f}"
                     f"  val loss {row['val_loss']:.4f}  val {monitor} {value:.4f}"

@@ -1,83 +1,55 @@
-"""From samples to clean, split canonical images in memory.
+"""From samples to clean, split canonical images.
 
-read -> leave out what is unreadable, duplicated or contradictory -> split by patient -> check
+read through the cache -> leave out what is unlabelled, unreadable, repeated or contradictory
+-> split by patient, or into folds -> fill covariates -> check
 """
 
-import csv
 import hashlib
-import io
-import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import zip_longest
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medtl_runtime.errors import ScanError
-from medtl_runtime.files import write_text
 from medtl_runtime.heads import Head
 from medtl_runtime.recipe import Recipe
-from medtl_runtime.scan import Frame, Header
+from medtl_train import checks
+from medtl_train.cache import ImageCache, Note, cache_root, read_through
 from medtl_train.config import DataConfig
+from medtl_train.covariates import fill_covariates, without_gaps
+from medtl_train.decoding import Decoded
+from medtl_train.duplicates import NearDuplicates, handle_near_duplicates, without_copies
 from medtl_train.errors import DataUnfit
-from medtl_train.samples import SPLITS, Sample, class_names
-from medtl_train.splits import split_by_patient
-
-# A duplicate is kept where it does the evaluation no harm.
-_KEEP_FIRST = {"test": 0, "val": 1, "train": 2, "": 3}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Image:
-    """One frame of a sample, read and prepared."""
-
-    sample: Sample
-    frame: int
-    pixels: NDArray[np.uint16]
-    """Canonical, C x H x W."""
-    digest: str
-    """SHA-256 of the modality values and their shape: the same image has the same digest,
-    whatever its header or file format says."""
-    patient: str
-    header: Header
-    split: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Excluded:
-    """A sample that was left out, and why."""
-
-    source: str
-    label: str
-    split: str
-    reason: str
+from medtl_train.images import Excluded, Image, ImageSet, image_set, own_patient, targets_array
+from medtl_train.labels import heads_of
+from medtl_train.samples import SPLITS, Found, Sample
+from medtl_train.splits import folds_by_patient, split_by_patient, strata_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ImageSet:
-    """The images of one split."""
+class Findings:
+    """What cleaning found before the images were split."""
 
-    pixels: NDArray[np.uint16]
-    """Canonical, N x C x H x W."""
-    targets: NDArray[np.float64]
-    """What each head should answer, N x heads; NaN where it is not known. Index of the class, 0 or
-    1 of a binary head, index of the grade, or the value of a regression in its unit."""
-    patients: NDArray[np.str_]
-    """Shape (N,); an image without a known patient is its own."""
-    sources: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.targets)
+    unlabelled: tuple[Excluded, ...]
+    """Left out for a missing label or covariate."""
+    unreadable: tuple[Excluded, ...]
+    repeated: tuple[Excluded, ...]
+    contradicted: tuple[Excluded, ...]
+    """The same image with two labels."""
+    nearly_repeated: tuple[Excluded, ...]
+    near_duplicates: NearDuplicates
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """Index of the class, shape (N,), of the only head, multiclass."""
-        assert self.targets.shape[1] == 1
-        return self.targets[:, 0].astype(np.int64)
+    def excluded(self) -> tuple[Excluded, ...]:
+        """All that was left out."""
+        return (
+            *self.unlabelled,
+            *self.unreadable,
+            *self.repeated,
+            *self.contradicted,
+            *self.nearly_repeated,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,11 +59,15 @@ class Dataset:
     heads: tuple[Head, ...]
     recipe: Recipe
     images: dict[str, tuple[Image, ...]]
-    """By split; ``test`` may be empty."""
+    """By split; ``test`` and ``external`` may be empty."""
     excluded: tuple[Excluded, ...]
     fingerprint: str
-    """SHA-256 over the digest, label and split of every image."""
+    """SHA-256 over the digest, labels and split of every image."""
     patients_known: bool
+    covariates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By name, how many images lacked it and what was done; see `fill_covariates`."""
+    findings: Findings | None = None
+    """None for a run that is read again."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -104,58 +80,150 @@ class Dataset:
         return image_set(self.images[name], self.heads)
 
 
-def image_set(images: Sequence[Image], heads: Sequence[Head]) -> ImageSet:
-    """Return images as arrays."""
-    (head,) = heads
-    index = {name: i for i, name in enumerate(head.classes)}
-    return ImageSet(
-        pixels=np.stack([image.pixels for image in images]),
-        targets=np.array([[index[image.sample.label]] for image in images], np.float64),
-        patients=np.array([image.patient for image in images]),
-        sources=tuple(image.sample.source for image in images),
-    )
-
-
 def build_dataset(
-    samples: Sequence[Sample],
+    found: Found,
     recipe: Recipe,
     config: DataConfig,
     *,
     seed: int,
     track: Callable[[Iterable], Iterable] = iter,
+    note: Note = lambda _: None,
 ) -> Dataset:
-    """Read, clean and split ``samples``.
+    """Read, clean and split what was found. With ``--folds`` it is the first fold; see `folds`.
 
     Parameters
     ----------
+    seed
+        Of the splits.
     track
         Wraps the iteration over samples, for progress.
+    note
+        Takes a line for people, now and then.
 
     Raises
     ------
     DataUnfit
         One class only, a class that training lacks, a patient in two given splits, or nothing
         left to train on.
+    OutputNotWritten
+        The cache cannot be written.
     """
-    classes = class_names(samples)
-    if len(classes) < 2:
-        found = "".join(classes)
-        raise DataUnfit(f"one class only ({found}); a classifier needs two or more")
-    _require_known_classes(samples)
-    read, excluded = read_all(samples, recipe, track=track)
-    images, repeated = _without_duplicates(read)
-    images = _with_splits(images, classes, config, seed)
-    _require_one_split_a_patient(images)
-    _require_all_classes(images, classes, [*excluded, *repeated])
-    by_split = {name: tuple(image for image in images if image.split == name) for name in SPLITS}
+    own = [sample for sample in found.samples if sample.split != "external"]
+    heads = heads_of(found.questions, [sample.labels for sample in own])
+    checks.require_known_classes(found.samples, heads)
+    labelled, unlabelled = without_gaps(found.samples, found.questions, config)
+    cache = ImageCache(cache_root(config.cache), recipe)
+    read = read_through(cache, labelled, recipe, readers=config.readers, track=track, note=note)
+    images, unreadable = _images(labelled, read)
+    images, repeated, contradicted = without_copies(images)
+    images, nearly, near = handle_near_duplicates(images, config.near_duplicates)
+    findings = Findings(
+        unlabelled=tuple(unlabelled),
+        unreadable=tuple(unreadable),
+        repeated=tuple(repeated),
+        contradicted=tuple(contradicted),
+        nearly_repeated=tuple(nearly),
+        near_duplicates=near,
+    )
+    if config.folds:
+        images = _with_fold(images, heads, config, seed, number=0)
+    else:
+        images = _with_splits(images, heads, config, seed)
+    return _dataset(images, heads, recipe, config, findings)
+
+
+def folds(dataset: Dataset, config: DataConfig, *, seed: int) -> Iterator[Dataset]:
+    """Yield a dataset for each fold of each repeat; the first is ``dataset`` itself.
+
+    Each fold is the test set once, and validation is drawn from the rest: it chooses the
+    checkpoint, so it cannot test. The external images are in every dataset. Heads of values,
+    imputed covariates and the fingerprint are each dataset's own.
+
+    Parameters
+    ----------
+    dataset
+        As `build_dataset` returned it, with the same ``config`` and ``seed``.
+    """
+    assert dataset.findings is not None
+    images = [replace(i, split=i.sample.split) for n in SPLITS for i in dataset.images[n]]
+    heads = tuple(_unscaled(head) for head in dataset.heads)
+    # The order that they were read in, because the folds depend on it.
+    yield dataset
+    for number in range(1, config.folds * config.repeats):
+        split = _with_fold(images, heads, config, seed, number=number)
+        yield _dataset(split, heads, dataset.recipe, config, dataset.findings)
+
+
+def _dataset(
+    images: Sequence[Image],
+    heads: tuple[Head, ...],
+    recipe: Recipe,
+    config: DataConfig,
+    findings: Findings,
+) -> Dataset:
+    """Check the images of all splits, and fill what depends on those of training."""
+    checks.require_one_split_a_patient(images)
+    checks.require_answers(images, heads, findings.excluded)
+    filled, covariates = fill_covariates(images, config.missing_covariates)
+    by_split = {name: tuple(i for i in filled if i.split == name) for name in SPLITS}
     return Dataset(
-        heads=(Head(name=config.label_column, classes=classes),),
+        heads=_scaled(heads, by_split["train"]),
         recipe=recipe,
         images=by_split,
-        excluded=(*excluded, *repeated),
-        fingerprint=fingerprint_of(images),
-        patients_known=all(image.patient != _own_patient(image) for image in images),
+        excluded=findings.excluded,
+        fingerprint=fingerprint_of(filled),
+        patients_known=all(image.patient_known for image in filled),
+        covariates=covariates,
+        findings=findings,
     )
+
+
+def _scaled(heads: tuple[Head, ...], train: Sequence[Image]) -> tuple[Head, ...]:
+    """Give heads of values the mean and standard deviation of the training images."""
+    targets = targets_array(train, heads)
+    return tuple(
+        replace(head, mean=float(np.nanmean(column)), std=float(np.nanstd(column)))
+        if head.kind == "regression"
+        else head
+        for head, column in zip(heads, targets.T, strict=True)
+    )
+
+
+def _unscaled(head: Head) -> Head:
+    return replace(head, mean=Head.mean, std=Head.std)
+
+
+def _images(
+    samples: Sequence[Sample], read: Sequence[Decoded | ScanError]
+) -> tuple[list[Image], list[Excluded]]:
+    """Return all frames of all samples; what cannot be used with its reason."""
+    images: list[Image] = []
+    excluded: list[Excluded] = []
+    for sample, outcome in zip(samples, read, strict=True):
+        if isinstance(outcome, ScanError):
+            excluded.append(
+                Excluded(
+                    source=sample.source,
+                    label=sample.label,
+                    split=sample.split,
+                    reason=outcome.reason,
+                )
+            )
+            continue
+        patient = sample.patient or outcome.header.patient_id or own_patient(sample)
+        images += [
+            Image(
+                sample=sample,
+                frame=frame,
+                decoded=outcome,
+                patient=patient,
+                split=sample.split,
+                covariates=sample.covariates,
+                group=patient,
+            )
+            for frame in range(len(outcome.pixels))
+        ]
+    return images, excluded
 
 
 def read_all(
@@ -164,112 +232,26 @@ def read_all(
     *,
     track: Callable[[Iterable], Iterable] = iter,
 ) -> tuple[list[Image], list[Excluded]]:
-    """Read and prepare all frames of all samples; what cannot be is returned with its reason."""
-    images: list[Image] = []
-    excluded: list[Excluded] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(lambda sample: _read_one(sample, recipe), samples)
-        for result in track(results):
-            if isinstance(result, Excluded):
-                excluded.append(result)
-            else:
-                images += result
-    return images, excluded
-
-
-def _read_one(sample: Sample, recipe: Recipe) -> list[Image] | Excluded:
-    try:
-        scan = sample.read()
-        images = []
-        for index, frame in enumerate(scan.frames()):
-            image = Image(
-                sample=sample,
-                frame=index,
-                pixels=recipe.apply(frame, sample.source).pixels,
-                digest=_digest(frame),
-                patient=sample.patient or scan.header.patient_id,
-                header=scan.header,
-                split=sample.split,
-            )
-            images.append(replace(image, patient=image.patient or _own_patient(image)))
-    except ScanError as error:
-        return Excluded(
-            source=sample.source, label=sample.label, split=sample.split, reason=error.reason
-        )
-    return images
-
-
-def _own_patient(image: Image) -> str:
-    return f"image:{image.sample.source}"
-
-
-def _digest(frame: Frame) -> str:
-    values = frame.values
-    return hashlib.sha256(str(values.shape).encode() + values.tobytes()).hexdigest()
-
-
-def _without_duplicates(images: list[Image]) -> tuple[list[Image], list[Excluded]]:
-    """Leave out repeated images, and every copy of one that has two labels."""
-    by_digest: dict[str, list[Image]] = defaultdict(list)
-    for image in images:
-        by_digest[image.digest].append(image)
-    kept, excluded = set(), []
-    for copies in by_digest.values():
-        labels = sorted({image.sample.label for image in copies})
-        first, *others = sorted(copies, key=lambda image: _KEEP_FIRST[image.split])
-        if len(labels) > 1:
-            reason = f"the same pixels are labelled {' and '.join(labels)}"
-            excluded += [_left_out(image, reason) for image in copies]
-            continue
-        kept.add(id(first))
-        excluded += [_left_out(i, f"same pixels as {first.sample.source}") for i in others]
-    return [image for image in images if id(image) in kept], excluded
-
-
-def _left_out(image: Image, reason: str) -> Excluded:
-    sample = image.sample
-    return Excluded(source=sample.source, label=sample.label, split=image.split, reason=reason)
-
-
-def _require_known_classes(samples: Sequence[Sample]) -> None:
-    if not any(sample.split for sample in samples):
-        return
-    in_training = {sample.label for sample in samples if sample.split in ("train", "")}
-    for split in ("val", "test"):
-        unknown = {s.label for s in samples if s.split == split} - in_training
-        if unknown:
-            raise DataUnfit(
-                f"class {', '.join(sorted(unknown))} is in {split} and has no training images"
-            )
-
-
-def _require_one_split_a_patient(images: Sequence[Image]) -> None:
-    splits: dict[str, set[str]] = defaultdict(set)
-    for image in images:
-        splits[image.patient].add(image.split)
-    torn = sorted(patient for patient, names in splits.items() if len(names) > 1)
-    if torn:
-        shown = ", ".join(torn[:5]) + (" …" if len(torn) > 5 else "")
-        raise DataUnfit(f"{len(torn)} patients are in more than one split: {shown}")
+    """Read and prepare all frames of all samples anew; what cannot be is listed with its reason."""
+    return _images(samples, read_through(ImageCache(None, recipe), samples, recipe, track=track))
 
 
 def _with_splits(
-    images: list[Image], classes: Sequence[str], config: DataConfig, seed: int
+    images: Sequence[Image], heads: Sequence[Head], config: DataConfig, seed: int
 ) -> list[Image]:
     """Give a split to what has none: all of it, or validation where only a test set is given."""
-    given = {image.split for image in images}
+    given = {image.split for image in images} - {"external"}
     fractions = {"val": config.val_fraction, "test": config.test_fraction}
     wanted = {name: share for name, share in fractions.items() if name not in given and share}
     if given - {""}:
         wanted.pop("test", None)  # the data's own splits are complete but for validation
-        _require_an_effect(config, wanted)
-    free = [i for i, image in enumerate(images) if image.split in ("", "train")]
+        checks.require_an_effect(config, wanted)
     if not wanted:
         return [replace(i, split="train") if not i.split else i for i in images]
-    index = {name: i for i, name in enumerate(classes)}
+    free = [i for i, image in enumerate(images) if image.split in ("", "train")]
     names = split_by_patient(
-        labels=np.array([index[images[i].sample.label] for i in free]),
-        patients=np.array([images[i].patient for i in free]),
+        labels=strata_of(targets_array([images[i] for i in free], heads), heads),
+        patients=np.array([images[i].group for i in free]),
         fractions=wanted,
         seed=seed,
     )
@@ -277,130 +259,29 @@ def _with_splits(
     return [replace(image, split=chosen.get(i, image.split)) for i, image in enumerate(images)]
 
 
-def _require_an_effect(config: DataConfig, drawn: Mapping[str, float]) -> None:
-    """Refuse a changed share for a split that is not drawn, because the data bring their own."""
-    for name in ("val", "test"):
-        field = f"{name}_fraction"
-        if name not in drawn and getattr(config, field) != getattr(DataConfig, field):
-            option = f"--{name}-fraction"
-            raise DataUnfit(f"{option} has no effect: the data say which images are in which split")
-
-
-def _require_all_classes(
-    images: Sequence[Image], classes: Sequence[str], excluded: Sequence[Excluded]
-) -> None:
-    counts = Counter((image.split, image.sample.label) for image in images)
-    for split, word in (("train", "training"), ("val", "validation")):
-        for name in classes:
-            if not counts[split, name]:
-                given = any(image.sample.split == split for image in images)
-                none = "the data give none" if given else "too few patients for every split"
-                why = _most_common_reason(name, excluded) or none
-                raise DataUnfit(f"class {name} has no usable {word} images: {why}")
-
-
-def _most_common_reason(label: str, excluded: Sequence[Excluded]) -> str:
-    reasons = Counter(left.reason for left in excluded if left.label == label)
-    if not reasons:
-        return ""
-    [(reason, count)] = reasons.most_common(1)
-    return f"{reasons.total()} were left out, {count} because: {reason}"
+def _with_fold(
+    images: Sequence[Image], heads: Sequence[Head], config: DataConfig, seed: int, *, number: int
+) -> list[Image]:
+    """Give the splits of one fold; those of a repeat follow each other."""
+    repeat, fold = divmod(number, config.folds)
+    own = sorted(
+        (image for image in images if image.split != "external"),
+        key=lambda image: (image.sample.source, image.frame),
+    )
+    if any(image.split for image in own):
+        raise DataUnfit("--folds has no effect: the data say which images are in which split")
+    names = folds_by_patient(
+        labels=strata_of(targets_array(own, heads), heads),
+        patients=np.array([image.group for image in own]),
+        folds=config.folds,
+        val_fraction=config.val_fraction,
+        seed=seed + repeat,
+    )[fold]
+    external = [image for image in images if image.split == "external"]
+    return [*(replace(i, split=n) for i, n in zip(own, names, strict=True)), *external]
 
 
 def fingerprint_of(images: Iterable[Image]) -> str:
-    """Return the SHA-256 over the digest, label and split of every image, in any order."""
+    """Return the SHA-256 over the digest, labels and split of every image, in any order."""
     lines = sorted(f"{i.digest} {i.sample.label} {i.split}" for i in images)
     return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-_CHANGED = "its pixels have changed since training"
-_COLUMNS: tuple[str, ...] = ("source", "frame", "label", "patient", "split", "digest", "reason")
-
-
-def write_splits(path: Path, dataset: Dataset) -> None:
-    """Write ``splits.csv``: a row for each image with its split, or the reason it was left out."""
-    text = io.StringIO()
-    writer: csv.DictWriter[str] = csv.DictWriter(text, _COLUMNS, restval="")
-    writer.writeheader()
-    for image in (image for name in SPLITS for image in dataset.images[name]):
-        writer.writerow(
-            {
-                "source": _absolute(image.sample.source),
-                "frame": image.frame,
-                "label": image.sample.label,
-                "patient": image.patient,
-                "split": image.split,
-                "digest": image.digest,
-            }
-        )
-    for left in dataset.excluded:
-        row = {"source": _absolute(left.source), "label": left.label, "reason": left.reason}
-        writer.writerow(row)
-    write_text(path, text.getvalue())
-
-
-def _absolute(source: str) -> str:
-    return str(Path(source).absolute())
-
-
-def _samples_of(rows: Iterable[dict[str, str]]) -> Iterator[Sample]:
-    seen = set()
-    for row in rows:
-        if row["source"] not in seen:
-            seen.add(row["source"])
-            yield Sample(
-                source=row["source"],
-                label=row["label"],
-                patient=row["patient"],
-                split=row["split"],
-            )
-
-
-def _split_rows(path: Path, split: str) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if row["split"] == split]
-
-
-def read_again(
-    path: Path, split: str, recipe: Recipe, *, at_most: int | None = None
-) -> tuple[list[Image], list[Excluded]]:
-    """Read the images of a split as training saw them; return those that cannot be, too.
-
-    Parameters
-    ----------
-    path
-        A ``splits.csv``.
-    at_most
-        Read the frames of so many files only: as many of each class as there are, up to an equal
-        share, and always the same.
-
-    Returns
-    -------
-    The images, and what is missing or holds other pixels than it did.
-    """
-    rows = _split_rows(path, split)
-    digests = {(row["source"], int(row["frame"])): row["digest"] for row in rows}
-    samples = list(_samples_of(rows))
-    if at_most is not None:
-        samples = [samples[i] for i in spread([sample.label for sample in samples], at_most)]
-    found, missing = read_all(samples, recipe)
-    # Frames that are not listed were duplicates.
-    images = [image for image in found if (image.sample.source, image.frame) in digests]
-    same, changed = [], []
-    for image in images:
-        unchanged = image.digest == digests[image.sample.source, image.frame]
-        (same if unchanged else changed).append(image)
-    return same, [*missing, *(_left_out(image, _CHANGED) for image in changed)]
-
-
-def spread(labels: Sequence[Hashable], at_most: int) -> list[int]:
-    """Return the indices of ``at_most`` of the labels, rising and always the same.
-
-    They are drawn from each label in turn, so that a rare one is not missed.
-    """
-    by_label: dict[Hashable, list[int]] = defaultdict(list)
-    for index in np.random.default_rng(0).permutation(len(labels)):
-        by_label[labels[index]].append(int(index))
-    turns = zip_longest(*by_label.values())
-    drawn = [index for turn in turns for index in turn if index is not None]
-    return sorted(drawn[:at_most])

@@ -3,26 +3,28 @@
 read the teacher -> read its images again -> fit the student to both -> evaluate, as any run
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from medtl_models.architectures import ARCHITECTURES
-from medtl_models.network import Network
+from medtl_models.ensemble import Classifier
 from medtl_models.weights import imagenet_file
 from medtl_runtime.errors import UsageError
 from medtl_runtime.files import written_whole
 from medtl_runtime.modelfile import file_digest
 from medtl_train import checkpoint as checkpoints
 from medtl_train.checkpoint import About
-from medtl_train.config import DistilConfig, FitConfig, TrainConfig
+from medtl_train.config import DistilConfig, TrainConfig
+from medtl_train.config.effects import idle_options
 from medtl_train.console import Reporter
 from medtl_train.finished import read_config, read_dataset, read_summary
 from medtl_train.objective import Teacher
+from medtl_train.options import config_from, flat
 from medtl_train.run import begin, complete, refuse_existing_run, start
-from medtl_train.start import find_origin
+from medtl_train.start import find_origins
 from medtl_train.summary import describe_run
 
 
@@ -30,7 +32,7 @@ from medtl_train.summary import describe_run
 class _Taught:
     """The teacher's run as it was found."""
 
-    network: Network
+    network: Classifier
     about: About
     summary: dict[str, Any]
     config: TrainConfig
@@ -90,11 +92,14 @@ def distil(
     refuse_existing_run(folder, overwrite=overwrite)
     taught = _read_teacher(run)
     config = _student_config(taught.config, arch, settings, reporter)
-    origin = find_origin(config.network)
+    (origin,) = find_origins(config.network)
     reporter.note(f"reading the images of {run} again")
     dataset = read_dataset(run, taught.about, taught.summary)
     teacher = Teacher(
-        network=taught.network.to(device), temperature=settings.temperature, alpha=settings.alpha
+        network=taught.network.to(device),
+        heads=taught.about.heads,
+        temperature=settings.temperature,
+        alpha=settings.alpha,
     )
     fit, transfer = start(origin, dataset, folder, config, device, reporter, teacher=teacher)
     _note_sizes(taught.network, fit.network, reporter)
@@ -104,6 +109,7 @@ def distil(
         part.write_bytes(taught.splits)
     data = Path(taught.summary["data"]["path"])
     summary = describe_run(data, dataset, config, fit, transfer)
+    summary["data"] = taught.summary["data"]  # the very images, with what cleaning found of them
     summary["distillation"] = _describe(taught, settings)
     return complete(fit, dataset, config, summary, reporter)
 
@@ -147,21 +153,17 @@ def _student_config(
                 f"{imagenet_file(arch)}"
             )
     given = {"epochs": settings.epochs, "lr": settings.lr}
-    fit = replace(
-        teacher.fit,
-        **{name: value for name, value in given.items() if value is not None},
-        mode="all",
-        # Without a phase for the head, another value than the default would be refused as idle.
-        head_lr=FitConfig.head_lr,
-        head_epochs=FitConfig.head_epochs,
-        # It pulls towards pretrained weights; random ones are no place to stay at.
-        l2_sp=0.0 if weights == "none" else teacher.fit.l2_sp,
-    )
-    network = replace(teacher.network, arch=arch, weights=weights, from_run=None)
-    return replace(teacher, network=network, fit=fit)
+    options = flat(teacher) | {name: v for name, v in given.items() if v is not None}
+    options |= {"arch": arch, "weights": weights, "from_run": (), "mode": "all"}
+    # They are about the teacher's network, or networks, and the weights that they began with.
+    without = ["freeze", "batch_norm", "drop_path", "ensemble", "members"]
+    without += ["l2_sp"] if weights == "none" else []
+    # What has no effect when all layers are trained would be refused.
+    dropped = {*without, *idle_options(options)}
+    return config_from({name: v for name, v in options.items() if name not in dropped})
 
 
-def _note_sizes(teacher: Network, student: Network, reporter: Reporter) -> None:
+def _note_sizes(teacher: Classifier, student: Classifier, reporter: Reporter) -> None:
     large, small = _parameters(teacher), _parameters(student)
     reporter.note(
         f"distilling {teacher.arch} ({large:,} parameters) into {student.arch} ({small:,})"
@@ -170,7 +172,7 @@ def _note_sizes(teacher: Network, student: Network, reporter: Reporter) -> None:
         reporter.note("caution: the student is not smaller than its teacher")
 
 
-def _parameters(network: Network) -> int:
+def _parameters(network: Classifier) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
@@ -184,7 +186,14 @@ def _describe(taught: _Taught, settings: DistilConfig) -> dict[str, Any]:
             "arch": taught.about.arch,
             "parameters": _parameters(taught.network),
             "digest": taught.digest,
-            "validation": summary["validation"]["metrics"],
-            "test": summary["test"] and summary["test"]["metrics"],
+            "validation": _metrics(summary["validation"]),
+            "test": _metrics(summary["test"]),
         },
     }
+
+
+def _metrics(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the metrics of each head, by its name; None without images."""
+    if evaluation is None:
+        return None
+    return {name: found["metrics"] for name, found in evaluation["heads"].items()}

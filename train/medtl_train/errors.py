@@ -8,6 +8,8 @@ UsageError
 MedtlError
 ├── CheckpointUnusable        not a checkpoint, damaged, or of another version
 ├── Diverged                  the loss is not a number
+├── MemoryTooSmall            a step's images do not fit into the GPU's memory
+├── ProcessLost               another process of torchrun has ended before its time
 └── Interrupted               Ctrl-C; the last checkpoint is kept
 """
 
@@ -48,6 +50,19 @@ class Diverged(MedtlError, ArithmeticError):
     """The loss became NaN or infinite."""
 
     code = "diverged"
+
+
+class MemoryTooSmall(MedtlError, MemoryError):
+    """A step's images do not fit into the device's memory."""
+
+    code = "memory-too-small"
+
+
+class ProcessLost(MedtlError, ConnectionError):
+    """Another process of a run on several devices has ended before its time."""
+
+    code = "process-lost"
+    __str__ = Exception.__str__  # OSError's own shows errno fields that are not set here
 
 
 class Interrupted(MedtlError):

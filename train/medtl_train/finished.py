@@ -7,12 +7,14 @@ from typing import Any
 from medtl_runtime.errors import UsageError
 from medtl_train.checkpoint import About
 from medtl_train.config import TrainConfig
-from medtl_train.dataset import Dataset, Excluded, Image, fingerprint_of, read_again
-from medtl_train.errors import ImagesMissing
+from medtl_train.dataset import Dataset, fingerprint_of
+from medtl_train.errors import DataUnfit, ImagesMissing
+from medtl_train.images import Excluded, Image, targets_array
+from medtl_train.listing import read_again
 from medtl_train.options import config_from
 from medtl_train.samples import SPLITS
 
-_FIELDS = {"name", "data", "config", "temperature", "operating_point", "validation", "test"}
+_FIELDS = {"name", "data", "config", "heads", "validation", "test", "external"}
 _DATA_FIELDS = {"path", "excluded", "patients_known", "headers"}
 
 
@@ -67,10 +69,10 @@ def read_images(
             f"{len(missing)} {split} images of {run} are not what they were; "
             f"the first: {missing[0].source}: {missing[0].reason}"
         )
-    for image in images:
-        if image.sample.label not in about.classes:
-            found = f"{image.sample.source} has the label {image.sample.label or 'none'!r}"
-            raise UsageError(f"{found}; the classes of {run} are {', '.join(about.classes)}")
+    try:
+        targets_array(images, about.heads)
+    except DataUnfit as cause:
+        raise UsageError(f"{run / 'splits.csv'}: {cause}") from cause
     return tuple(images)
 
 

@@ -1,87 +1,120 @@
-"""The training loop: epochs, early stopping, checkpoints that resume to the same result.
+"""A fit from its first phase to its last: early stopping, checkpoints that resume to the same.
 
-Every epoch draws its order, dropout and augmentation from generators seeded by (seed, epoch), so
-that no generator's state has to be stored: an interrupted run repeats the epoch it was in.
+An interrupted run repeats the epoch that it was in: all that is random in an epoch depends on its
+number and the seed, so that no generator's state has to be stored.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from medtl_models.network import Network
-from medtl_runtime.decision import OperatingPoint, probabilities
-from medtl_runtime.recipe import as_batch
 from medtl_train import checkpoint as checkpoints
-from medtl_train import metrics
-from medtl_train.checkpoint import About, Checkpoint
-from medtl_train.config import AugmentConfig, FitConfig
-from medtl_train.dataset import ImageSet
-from medtl_train.errors import Diverged
-from medtl_train.feed import Batch, Feed
-from medtl_train.objective import (
-    Phase,
-    Teacher,
-    class_weights,
-    learning_rate,
-    loss_of,
-    make_optimizer,
-    penalty,
-    phases,
-    trained_layers,
+from medtl_train import features
+from medtl_train.applicable import require_applicable
+from medtl_train.averaging import (
+    Candidate,
+    MovingAverage,
+    Score,
+    State,
+    best_candidates,
+    greedy_soup,
 )
+from medtl_train.checkpoint import About, Checkpoint
+from medtl_train.config import TrainConfig
+from medtl_train.distributed import ALONE, World
+from medtl_train.epochs import Epochs, NotFinite
+from medtl_train.errors import Diverged
+from medtl_train.feed import Feed
+from medtl_train.images import ImageSet
+from medtl_train.imbalance import sampling_weights
+from medtl_train.objective import Objective, Teacher
+from medtl_train.optimisation import Phase, freezes_norms, make_optimizer, phases
+from medtl_train.precision import place, tuned
+from medtl_train.predict import predict_logits
+from medtl_train.progress import EpochRow, Progress
+from medtl_train.selection import Selection
+from medtl_train.stepper import Stepper
 
-EVALUATION_BATCH = 64
+__all__ = ["EpochRow", "Fit", "Progress", "predict_logits"]
 
-EpochRow = dict[str, Any]
-"""epoch, phase, lr, train_loss, val_loss, seconds and the validation metrics."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far the fit has come; all of it is stored in ``last.pt``."""
-
-    history: tuple[EpochRow, ...] = ()
-    best_epoch: int = 0
-    best_score: tuple[float, float] = (-math.inf, -math.inf)
-    """The monitored metric (higher is better) and, between equals, the negative loss."""
-    stopped_early: bool = False
-
-    @property
-    def epoch(self) -> int:
-        """Epochs that are done."""
-        return len(self.history)
+OnEpoch = Callable[[EpochRow], None]
+OnStep = Callable[[], None]
 
 
 @dataclass(kw_only=True)
 class Fit:
-    """A fit in progress: the network, the data, and where checkpoints go."""
+    """A fit in progress: the network, the data, and where checkpoints go.
+
+    Raises
+    ------
+    UsageError
+        An option cannot have an effect on this network and these heads.
+    """
 
     network: Network
     about: About
     train: ImageSet
     val: ImageSet
     positive: str | None
-    config: FitConfig
-    augmentation: AugmentConfig
+    config: TrainConfig
     folder: Path
     device: torch.device
     pretrained: bool
     teacher: Teacher | None = None
     """Whom the network learns from, beside the labels."""
-    progress: Progress = Progress()
+    world: World = ALONE
+    """The processes that share the fit; the first one writes."""
+    progress: Progress = field(default_factory=Progress)
+    phases: tuple[Phase, ...] = field(init=False)
+    _objective: Objective = field(init=False)
+    _average: MovingAverage | None = field(default=None, init=False)
     _anchor: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _candidates: tuple[Candidate, ...] = field(default=(), init=False)
     _optimizer_state: dict[str, Any] | None = field(default=None, init=False)
 
-    def run(self, on_epoch: Callable[[EpochRow], None], on_step: Callable[[], None]) -> Progress:
+    def __post_init__(self) -> None:
+        heads = self.about.heads
+        require_applicable(self.config, self.network, heads, pretrained=self.pretrained)
+        self.phases = phases(self.config, self.network.arch, pretrained=self.pretrained)
+        self._objective = Objective(heads, self.config, self.train.targets)
+
+    @property
+    def selection(self) -> Selection:
+        """How epochs are compared."""
+        return Selection(
+            heads=self.about.heads,
+            targets=self.val.targets,
+            positive=self.positive,
+            config=self.config,
+        )
+
+    @property
+    def steps_left(self) -> int:
+        """How often `run` will call ``on_step``, unless it stops early."""
+        left = sum(phase.epochs for phase in self.phases) - self.progress.epoch
+        return max(0, left) * self._feed.batches
+
+    @property
+    def execution(self) -> dict[str, Any]:
+        """How steps are taken, as JSON values."""
+        return {
+            "precision": self._stepper.precision,
+            "compiled": self._stepper.compiled,
+            "parts": self._stepper.parts,
+            "processes": self.world.size,
+        }
+
+    def run(self, on_epoch: OnEpoch, on_step: OnStep) -> Progress:
         """Train to the end, saving ``last.pt`` after each epoch and ``best.pt`` when it is best.
 
         Parameters
@@ -94,191 +127,212 @@ class Fit:
         Diverged
             The loss is not a number.
         """
-        self.network.to(self.device)
-        if self.config.l2_sp and not self._anchor:
-            named = self.network.backbone.named_parameters()
-            self._anchor = {name: p.detach().clone() for name, p in named}
-        first = 0
-        for phase in phases(self.config, pretrained=self.pretrained):
-            if self.progress.epoch < first + phase.epochs and not self.progress.stopped_early:
-                self._run_phase(phase, first, on_epoch, on_step)
-            first += phase.epochs
+        self._prepare()
+        with tuned(self.device):
+            if self.config.fit.mode == "features":
+                self._solve(on_epoch)
+            first = 0
+            for phase in self.phases:
+                if self.progress.epoch < first + phase.epochs and not self.progress.stopped_early:
+                    self._run_phase(phase, first, on_epoch, on_step)
+                first += phase.epochs
+            if self._candidates:
+                self._cook()
         return self.progress
 
     def resume(self, saved: Checkpoint) -> None:
         """Continue from a ``last.pt``."""
         assert saved.training is not None
         self.network.load_state_dict(saved.network)
-        state = json.loads(saved.training["progress"])
-        self.progress = Progress(
-            history=tuple(state["history"]),
-            best_epoch=state["best_epoch"],
-            best_score=tuple(state["best_score"]),
-            stopped_early=state["stopped_early"],
-        )
+        self.progress = Progress.from_json(saved.training["progress"])
         self._optimizer_state = saved.training["optimizer"]
-        self._anchor = {n: t.to(self.device) for n, t in saved.training["anchor"].items()}
+        self._objective.load_state_dict(saved.training["objective"])
+        self._anchor = saved.training["anchor"]
+        self._candidates = tuple(Candidate(**one) for one in saved.training["candidates"])
+        if saved.training["average"] is not None:
+            self._average = MovingAverage(self.network, self.config.regularisation.ema)
+            self._average.load(saved.training["average"])
 
-    def _run_phase(
-        self,
-        phase: Phase,
-        first: int,
-        on_epoch: Callable[[EpochRow], None],
-        on_step: Callable[[], None],
-    ) -> None:
-        module = trained_layers(self.network, phase)
-        _set_training(self.network, module)
-        optimizer = make_optimizer(module, self.config)
+    def _prepare(self) -> None:
+        """Bring all that takes part to the device, and take note of the pretrained weights."""
+        place(self.network, self.device)
+        self._objective.to(self.device)
+        if self.config.transfer.l2_sp and not self._anchor:
+            named = self.network.backbone.named_parameters()
+            self._anchor = {name: p.detach().clone() for name, p in named}
+        self._anchor = {name: tensor.to(self.device) for name, tensor in self._anchor.items()}
+        if self.config.regularisation.ema and self._average is None:
+            self._average = MovingAverage(self.network, self.config.regularisation.ema)
+        if self._average is not None:
+            place(self._average.network, self.device)
+
+    @cached_property
+    def _feed(self) -> Feed:
+        draws = self.config.imbalance.imbalance == "sampling"
+        return Feed(
+            images=self.train,
+            batch_size=self.config.fit.step_images,
+            augmentation=self.config.augment,
+            device=self.device,
+            sampling=sampling_weights(self.about.heads, self.train.targets) if draws else None,
+            speed=self.config.speed,
+            world=self.world,
+        )
+
+    @cached_property
+    def _stepper(self) -> Stepper:
+        fit, (count, _, *size) = self.config.fit, self.train.pixels.shape
+        return Stepper(
+            self.network,
+            self.device,
+            self.config.speed,
+            automatic=fit.batch_size == "auto",
+            seen=fit.epochs * count,
+            side=math.sqrt(math.prod(size)),
+            world=self.world,
+        )
+
+    def _logits_of(self, network: Network) -> NDArray[np.float32]:
+        """Return the validation images' logits; each process computes some of them."""
+        count = len(self.val)
+        part = predict_logits(network, self.val.pixels, self.device, self.world.stretch(count))
+        return self.world.whole(part, count)
+
+    @property
+    def _evaluated(self) -> Network:
+        """The network that is evaluated and kept."""
+        return self.network if self._average is None else self._average.network
+
+    def _run_phase(self, phase: Phase, first: int, on_epoch: OnEpoch, on_step: OnStep) -> None:
+        epochs = self._epochs(phase)
         if self.progress.epoch > first and self._optimizer_state is not None:
-            optimizer.load_state_dict(self._optimizer_state)
-        for epoch in range(self.progress.epoch - first, phase.epochs):
+            epochs.optimizer.load_state_dict(self._optimizer_state)
+        for number in range(self.progress.epoch, first + phase.epochs):
             started = time.perf_counter()
-            train_loss, lr = self._run_epoch(phase, module, optimizer, epoch, first, on_step)
+            try:
+                train_loss, lr = epochs.run(number - first, number, on_step)
+            except NotFinite as cause:
+                raise self._diverged(str(cause), phase, cause.lr) from cause
+            self.world.share_statistics(self.network)
+            self.world.share_statistics(self._evaluated)
+            logits = self._logits_of(self._evaluated)
+            if not np.isfinite(logits).all():
+                raise self._diverged("the logits are not finite after the last step", phase, lr)
             row = {
-                "epoch": first + epoch + 1,
+                "epoch": number + 1,
                 "phase": phase.name,
                 "lr": lr,
                 "train_loss": train_loss,
-                **self._validate(phase),
+                **self.selection.measure(logits),
                 "seconds": round(time.perf_counter() - started, 2),
             }
-            self._record(row, first, optimizer)
+            self._record(row, first, epochs.optimizer.state_dict())
             on_epoch(row)
             if self.progress.stopped_early:
                 return
 
-    def _run_epoch(
-        self,
-        phase: Phase,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        epoch: int,
-        first: int,
-        on_step: Callable[[], None],
-    ) -> tuple[float, float]:
-        """Train for one epoch and return the mean loss and the last learning rate."""
-        seeds = np.random.SeedSequence([self.config.seed, first + epoch]).generate_state(3)
-        torch.manual_seed(int(seeds[0]))
-        feed = self._feed()
-        weights = self._class_weights()
-        _set_training(self.network, module)
-        losses, lr = [], 0.0
-        batches = feed.epoch(order=int(seeds[2]), changes=int(seeds[1]))
-        for index, batch in enumerate(batches):
-            step = epoch * feed.batches + index
-            steps = phase.epochs * feed.batches
-            lr = learning_rate(step, steps, phase.peak_lr, self.config.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            loss = self._loss(batch, weights)
-            objective = loss + penalty(self.network, module, self._anchor, self.config)
-            losses.append(float(objective.detach()))
-            if not math.isfinite(losses[-1]):
-                raise self._diverged(f"the loss is {losses[-1]} at step {index + 1}", phase)
-            optimizer.zero_grad(set_to_none=True)
-            objective.backward()
-            optimizer.step()
-            on_step()
-        return float(np.mean(losses)), lr
-
-    def _feed(self) -> Feed:
-        return Feed(
-            images=self.train,
-            batch_size=self.config.batch_size,
-            augmentation=self.augmentation,
-            device=self.device,
+    def _epochs(self, phase: Phase) -> Epochs:
+        others = list(self._objective.parameters())
+        self._stepper.begin_phase(others)
+        size = self.config.fit.step_images
+        return Epochs(
+            network=self.network,
+            objective=self._objective,
+            teacher=self.teacher,
+            average=self._average,
+            anchor=self._anchor,
+            feed=self._feed,
+            stepper=self._stepper,
+            config=self.config,
+            phase=phase,
+            freeze_norms=freezes_norms(self.config, size, pretrained=self.pretrained),
+            optimizer=make_optimizer(self.network, phase, self.config.fit, others),
         )
 
-    def _loss(self, batch: Batch, weights: Tensor | None) -> Tensor:
-        logits = self.network(batch.images).logits
-        loss = loss_of(logits, batch.targets[:, 0].long(), weights, self.config)
-        return loss if self.teacher is None else self.teacher.blend(loss, logits, batch.images)
-
-    def _class_weights(self) -> Tensor | None:
-        labels = torch.from_numpy(self.train.labels)
-        weights = class_weights(labels, len(self.about.classes), self.config)
-        return None if weights is None else weights.to(self.device)
-
-    def _diverged(self, found: str, phase: Phase) -> Diverged:
-        option = "--head-lr" if phase.name == "head" else "--lr"
-        best = self.progress.best_epoch
-        kept = f"best.pt is that of epoch {best}" if best else "there is no checkpoint yet"
+    def _diverged(self, found: str, phase: Phase, lr: float) -> Diverged:
+        option = "lr" if phase.moves_backbone else "head_lr"
+        best, last = self.progress.best_epoch, self.progress.epoch
+        kept = f"last.pt is that of epoch {last}, best.pt that of epoch {best}"
         return Diverged(
-            f"{found} of epoch {self.progress.epoch + 1}, with {option} {phase.peak_lr:g}; "
-            f"try a lower one ({kept})"
+            f"{found} of epoch {last + 1}, at the learning rate {lr:.3g} of "
+            f"--{option.replace('_', '-')} {getattr(self.config.fit, option):g}; try a lower one "
+            f"({kept if last else 'there is no checkpoint yet'})"
         )
 
-    def _validate(self, phase: Phase) -> dict[str, float]:
-        logits = predict_logits(self.network, self.val.pixels, self.device)
-        if not np.isfinite(logits).all():
-            raise self._diverged("the logits are not finite after the last step", phase)
-        chances = probabilities(logits, 1.0)
-        scored = metrics.Scored(
-            labels=self.val.labels,
-            probabilities=chances,
-            patients=self.val.patients,
-            classes=self.about.classes,
-            point=_default_point(self.positive),
-        )
-        found = metrics.measure(scored)
-        loss = metrics.cross_entropy(self.val.labels, chances)
-        return {"val_loss": loss, **{name: found[name] for name in metrics.NAMES}}
+    def _solve(self, on_epoch: OnEpoch) -> None:
+        """Solve for the head; each strength of its penalty counts as an epoch."""
+        if self.progress.epoch:
+            return
+        progress = self.progress
+        tried = features.solutions(self.selection, self.network, self.train, self.val, self.device)
+        for row, weights in tried:
+            progress = progress.after(row, self.selection.score(row))
+            if progress.best_epoch == row["epoch"]:
+                weights.install(self.network)
+            on_epoch(row)
+        state = _state_of(self.network)
+        self._save("best.pt", state)
+        self._save("last.pt", state, self._training_state(progress, None, ()))
+        self.progress = progress
 
-    def _record(self, row: EpochRow, first: int, optimizer: torch.optim.Optimizer) -> None:
+    def _record(self, row: EpochRow, first: int, optimizer: dict[str, Any]) -> None:
         """Note the epoch; write ``best.pt`` if it is the best so far, and ``last.pt``."""
-        monitored = -row["val_loss"] if self.config.monitor == "loss" else row[self.config.monitor]
-        score = (monitored, -row["val_loss"])
-        progress = replace(self.progress, history=(*self.progress.history, row))
-        if score > progress.best_score:
-            progress = replace(progress, best_epoch=row["epoch"], best_score=score)
+        score = self.selection.score(row)
+        progress = self.progress.after(row, score)
         # Patience starts anew with each phase: the first epochs of a new one are often worse.
         waited = row["epoch"] - max(progress.best_epoch, first)
-        if self.config.patience and waited >= self.config.patience and row["phase"] == self._last():
+        in_last = row["phase"] == self.phases[-1].name
+        if in_last and 0 < self.config.fit.patience <= waited:
             progress = replace(progress, stopped_early=True)
-        state = {name: t.detach().cpu() for name, t in self.network.state_dict().items()}
+        kept = _state_of(self._evaluated)
+        candidates = self._candidates
+        if at_most := self.config.regularisation.soup:
+            new = Candidate(epoch=row["epoch"], score=score, state=kept)
+            candidates = best_candidates((*candidates, new), at_most)
         if progress.best_epoch == row["epoch"]:
-            best = Checkpoint(about=self.about, network=state)
-            checkpoints.save(self.folder / "best.pt", best)
-        training = {
-            "progress": json.dumps(vars(progress)),
-            "optimizer": optimizer.state_dict(),
+            self._save("best.pt", kept)
+        training = self._training_state(progress, optimizer, candidates)
+        self._save("last.pt", _state_of(self.network), training)
+        # After it is on the disk, since an interrupt may come any time.
+        self.progress, self._candidates = progress, candidates
+
+    def _training_state(
+        self,
+        progress: Progress,
+        optimizer: dict[str, Any] | None,
+        candidates: tuple[Candidate, ...],
+    ) -> dict[str, Any]:
+        """Return what `resume` needs beside the network."""
+        return {
+            "progress": progress.to_json(),
+            "optimizer": optimizer,
+            "objective": self._objective.state_dict(),
             "anchor": {name: t.cpu() for name, t in self._anchor.items()},
+            "average": None if self._average is None else self._average.state(),
+            "candidates": [vars(one) for one in candidates],
             "distilled": self.teacher is not None,
         }
-        last = Checkpoint(about=self.about, network=state, training=training)
-        checkpoints.save(self.folder / "last.pt", last)
-        self.progress = progress  # after it is on the disk, since an interrupt may come any time
 
-    def _last(self) -> str:
-        return phases(self.config, pretrained=self.pretrained)[-1].name
+    def _save(self, name: str, state: State, training: dict[str, Any] | None = None) -> None:
+        if not self.world.first:
+            return
+        saved = Checkpoint(about=self.about, network=state, training=training)
+        checkpoints.save(self.folder / name, saved)
+
+    def _cook(self) -> None:
+        """Make ``best.pt`` the mean of the best epochs, if it is no worse than the best one."""
+        tried = self.about.build_member().to(self.device)
+
+        def score_of(state: State) -> Score:
+            tried.load_state_dict(state)
+            logits = self._logits_of(tried)
+            return self.selection.score(self.selection.measure(logits))
+
+        state, epochs, score = greedy_soup(self._candidates, score_of)
+        if len(epochs) > 1:
+            self._save("best.pt", state)
+            self.progress = replace(self.progress, soup=epochs, best_score=score)
 
 
-def _default_point(positive: str | None) -> OperatingPoint:
-    """Return the point before one is chosen: the more probable class."""
-    if positive is None:
-        return OperatingPoint()
-    return OperatingPoint(rule="threshold", positive=positive, threshold=0.5)
-
-
-def _set_training(network: Network, module: nn.Module) -> None:
-    """Put ``module`` in training mode and freeze the rest, BatchNorm statistics included."""
-    network.eval()
-    network.requires_grad_(False)
-    module.train()
-    module.requires_grad_(True)
-
-
-@torch.inference_mode()
-def predict_logits(
-    network: Network, pixels: NDArray[np.uint16], device: torch.device
-) -> NDArray[np.float32]:
-    """Return the logits of canonical images (N x C x H x W), N x K."""
-    network.eval()
-    parts = [
-        network(torch.from_numpy(as_batch(pixels[start : start + EVALUATION_BATCH])).to(device))
-        .logits.float()
-        .cpu()
-        .numpy()
-        for start in range(0, len(pixels), EVALUATION_BATCH)
-    ]
-    return np.concatenate(parts)
+def _state_of(network: Network) -> State:
+    return {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}

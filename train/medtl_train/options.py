@@ -32,20 +32,44 @@ def _of_group(group: type) -> list[Callable[[Callable[..., None]], Callable[...,
     for field in dataclasses.fields(group):
         kind, text = get_args(hints[field.name])
         name = _NAMES.get(field.name, "--" + field.name.replace("_", "-"))
-        if kind is bool and "/" not in name:
+        if _type_of(kind) is bool and "/" not in name:
             name = f"{name}/--no-{name.removeprefix('--')}"
         made.append(
-            click.option(name, field.name, type=_type_of(kind), default=field.default, help=text)
+            click.option(
+                name,
+                field.name,
+                type=_type_of(kind),
+                default=field.default,
+                multiple=get_origin(kind) is tuple,
+                help=text,
+            )
         )
     return made
 
 
 def _type_of(kind: Any) -> Any:
-    """Return click's type for the type of a field, which may be optional or a choice."""
+    """Return click's type for a field's: optional, several, a choice, or a number or a word."""
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
+    if get_origin(kind) is tuple:
+        return get_args(kind)[0]
     inner = [one for one in get_args(kind) if one is not NoneType]
-    return inner[0] if inner else kind
+    if len(inner) == 2:
+        return _NumberOr(get_args(inner[1]))
+    return _type_of(inner[0]) if inner else kind
+
+
+class _NumberOr(click.ParamType):
+    """A whole number or one of some words."""
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self.words = words
+        self.name = "|".join(("integer", *words))
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        return value if value in self.words else click.INT.convert(value, param, ctx)
 
 
 def config_from(values: Mapping[str, Any]) -> TrainConfig:
@@ -59,15 +83,20 @@ def config_from(values: Mapping[str, Any]) -> TrainConfig:
     groups = {}
     for group, kind in get_type_hints(TrainConfig).items():
         names = {field.name for field in dataclasses.fields(kind)}
-        given = {name: value for name, value in values.items() if name in names}
+        # JSON and TOML know lists only.
+        given = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+            if name in names
+        }
         groups[group] = kind(**given)
     return TrainConfig(**groups)
 
 
 def flat(config: TrainConfig) -> dict[str, Any]:
-    """Return all fields by name; `config_from` is the inverse."""
+    """Return all fields by name, as JSON knows them; `config_from` is the inverse."""
     return {
-        name: value
+        name: list(value) if isinstance(value, tuple) else value
         for group in dataclasses.asdict(config).values()
         for name, value in group.items()
     }

@@ -1,7 +1,7 @@
 """What the HTML reports share: pages without network or script, with pictures as inline SVG.
 
-A page is the template ``report.html.j2`` of its package. It extends ``page.html.j2``, which has the
-style, and imports from ``macros.html.j2``.
+A page is a template of its package, ``report.html.j2`` if no other is named. It extends
+``page.html.j2``, which has the style, and imports from ``macros.html.j2``.
 """
 
 import io
@@ -55,13 +55,13 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def render(package: str, **values: Any) -> str:
-    """Return the page of a package, with every value escaped that is not `Markup`."""
+def render(package: str, *, template: str = "report.html.j2", **values: Any) -> str:
+    """Return a page of a package, with every value escaped that is not `Markup`."""
     # The package's own template comes before that of the training run.
     packages = dict.fromkeys((package, "medtl_train"))
     loader = ChoiceLoader([PackageLoader(name) for name in packages])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("report.html.j2").render(values)
+    return environment.get_template(template).render(values)
 
 
 def plot(figure: Figure, alt: str) -> Markup:

@@ -16,12 +16,15 @@ _PEEKED = 64
 def decide_recipe(samples: Sequence[Sample], config: ImageConfig) -> Recipe:
     """Return the recipe; ``auto`` values are decided on up to 64 samples spread over the data.
 
+    External samples have no say: they are prepared as the run's own.
+
     Raises
     ------
     UsageError
         The window is not one.
     """
-    peeked = _peek(samples) if "auto" in (config.window, config.channels) else []
+    own = [sample for sample in samples if sample.split != "external"]
+    peeked = _peek(own) if "auto" in (config.window, config.channels) else []
     return Recipe(
         size=(config.size, config.size),
         channels=_channels(config, peeked),

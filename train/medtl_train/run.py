@@ -2,31 +2,40 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from medtl_models.network import Network
 from medtl_models.weights import Loaded
 from medtl_runtime.errors import OutputExists, OutputNotWritten, UsageError
 from medtl_runtime.files import write_text
+from medtl_runtime.heads import Head
 from medtl_train import checkpoint as checkpoints
 from medtl_train.checkpoint import About
+from medtl_train.cleaning import describe_cleaning, write_cleaning
 from medtl_train.config import TrainConfig
 from medtl_train.console import Reporter
-from medtl_train.dataset import Dataset, build_dataset, write_splits
+from medtl_train.dataset import Dataset, build_dataset
 from medtl_train.device import device_name
-from medtl_train.errors import Interrupted, RunUnfit
-from medtl_train.evaluation import evaluate_run
-from medtl_train.feed import batches_an_epoch
+from medtl_train.distributed import ALONE, World
+from medtl_train.errors import Interrupted, ProcessLost, RunUnfit
+from medtl_train.evaluation import evaluate_run, require_effect
 from medtl_train.fit import Fit
 from medtl_train.fit import Progress as FitProgress
+from medtl_train.listing import write_splits
 from medtl_train.objective import Teacher
 from medtl_train.options import to_toml
+from medtl_train.predict import predict_embeddings
 from medtl_train.recipes import decide_recipe
-from medtl_train.samples import SPLITS, find_samples
-from medtl_train.start import Origin, build_network, find_origin
+from medtl_train.samples import find_samples
+from medtl_train.scored import positive_of
+from medtl_train.sources import best_origin
+from medtl_train.start import Origin, build_network, find_origins
 from medtl_train.summary import describe_run, describe_training, write_history
 
 OUTPUTS = (
@@ -34,9 +43,12 @@ OUTPUTS = (
     "last.pt",
     "config.toml",
     "metrics.json",
+    "predictions.parquet",
     "history.csv",
     "splits.csv",
     "report.html",
+    "cleaning.json",
+    "cleaning.html",
 )
 
 
@@ -49,8 +61,14 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     reporter: Reporter | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Train on ``data`` and write a run into ``folder``; return what ``metrics.json`` holds.
+
+    Parameters
+    ----------
+    world
+        The processes that share the training; only the first one writes and returns what it did.
 
     Raises
     ------
@@ -64,38 +82,85 @@ def train(
         By Ctrl-C; what ``last.pt`` holds can be resumed.
     """
     reporter = reporter or Reporter(quiet=True)
+    require_free(folder, config, resume=resume, overwrite=overwrite)
+    origins = find_origins(config.network)
+    with world.first_goes_ahead():
+        dataset = prepare(data, config, reporter)
+    origin = best_origin(origins, dataset, config, device, reporter)
+    return train_on(
+        data,
+        dataset,
+        origin,
+        folder,
+        config,
+        device=device,
+        resume=resume,
+        reporter=reporter,
+        world=world,
+    )
+
+
+def require_free(
+    folder: Path, config: TrainConfig, *, resume: bool, overwrite: bool, begun: str = "last.pt"
+) -> None:
+    """Raise unless a run of this configuration may be written into ``folder``; see `train`.
+
+    Parameters
+    ----------
+    begun
+        What is in the folder of a run that can be resumed.
+    """
     if resume and overwrite:
         raise UsageError("--resume and --overwrite contradict each other; give one")
     if resume:
-        _require_resumable(folder, config)
+        _require_resumable(folder, config, begun)
     else:
         refuse_existing_run(folder, overwrite=overwrite)
-    origin = find_origin(config.network)
-    dataset = prepare(data, config, reporter)
-    fit, transfer = start(origin, dataset, folder, config, device, reporter)
+
+
+def train_on(
+    data: Path,
+    dataset: Dataset,
+    origin: Origin,
+    folder: Path,
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    resume: bool = False,
+    reporter: Reporter,
+    world: World = ALONE,
+) -> dict[str, Any]:
+    """Train on the images of ``data`` as they have been prepared; see `train`."""
+    fit, transfer = start(origin, dataset, folder, config, device, reporter, world=world)
     # Nothing of an earlier run is touched before all that can be refused has been.
     if resume:
         _resume(fit, folder, reporter)
-    else:
+    elif world.first:
         begin(folder, config)
-    write_splits(folder / "splits.csv", dataset)
+    if world.first:
+        write_splits(folder / "splits.csv", dataset)
+        _write_cleaning(folder, dataset, config)
     summary = describe_run(data, dataset, config, fit, transfer)
     return complete(fit, dataset, config, summary, reporter)
 
 
 def prepare(data: Path, config: TrainConfig, reporter: Reporter) -> Dataset:
     """Find, read, clean and split the images of ``data``."""
-    samples = find_samples(data, config.data)
-    recipe = decide_recipe(samples, config.image)
+    found = find_samples(data, config.data)
+    recipe = decide_recipe(found.samples, config.image)
     dataset = build_dataset(
-        samples,
+        found,
         recipe,
         config.data,
         seed=config.fit.seed,
-        track=reporter.tracker("reading", len(samples)),
+        track=reporter.tracker("reading", len(found.samples)),
+        note=reporter.note,
     )
-    counts = ", ".join(f"{len(dataset.images[name])} {name}" for name in SPLITS)
-    reporter.note(f"{data}: {counts} images; classes {', '.join(dataset.classes)}")
+    counts = ", ".join(f"{len(some)} {name}" for name, some in dataset.images.items() if some)
+    reporter.note(f"{data}: {counts} images")
+    for head in dataset.heads:
+        answers = ", ".join(head.classes) or f"values in {head.unit or 'no unit'}"
+        reporter.note(f"{head.name}: {head.kind}, {answers}")
     reporter.note(
         f"recipe: {recipe.window}, {recipe.channels} x {recipe.size[0]} x {recipe.size[1]}"
     )
@@ -112,13 +177,16 @@ def prepare(data: Path, config: TrainConfig, reporter: Reporter) -> Dataset:
 
 
 def _kind(reason: str) -> str:
-    return "same pixels as another image" if reason.startswith("same pixels as") else reason
+    for kind in ("same pixels as", "nearly the same as"):
+        if reason.startswith(kind):
+            return f"{kind} another image"
+    return reason
 
 
-def _require_resumable(folder: Path, config: TrainConfig) -> None:
+def _require_resumable(folder: Path, config: TrainConfig, begun: str) -> None:
     written = folder / "config.toml"
-    if not (folder / "last.pt").is_file() or not written.is_file():
-        raise RunUnfit(f"{folder} holds no run to resume (no last.pt)")
+    if not (folder / begun).exists() or not written.is_file():
+        raise RunUnfit(f"{folder} holds no run to resume (no {begun})")
     if written.read_text(encoding="utf-8") != to_toml(config):
         raise RunUnfit(
             f"{folder} was trained with other options; {written} has them: add --config {written}"
@@ -150,6 +218,7 @@ def start(
     reporter: Reporter,
     *,
     teacher: Teacher | None = None,
+    world: World = ALONE,
 ) -> tuple[Fit, Loaded]:
     """Return a fit that is ready to run, and what its network was made from."""
     about = About(
@@ -160,7 +229,8 @@ def start(
         recipe=dataset.recipe,
         fingerprint=dataset.fingerprint,
     )
-    positive = _positive(dataset.classes, config)
+    require_positive(dataset.heads, config.data.positive)
+    require_effect(config.evaluation, dataset.heads)
     seed = config.fit.seed
     network, loaded = build_network(origin, about, config.network, seed=seed, reporter=reporter)
     pretrained = loaded.tensors > 0
@@ -171,26 +241,27 @@ def start(
         about=about,
         train=dataset.split("train"),
         val=dataset.split("val"),
-        positive=positive,
-        config=config.fit,
-        augmentation=config.augment,
+        positive=config.data.positive,
+        config=config,
         folder=folder,
         device=device,
         pretrained=pretrained,
         teacher=teacher,
+        world=world,
     )
     return fit, loaded
 
 
-def _positive(classes: tuple[str, ...], config: TrainConfig) -> str | None:
-    named = config.data.positive
-    if named is not None and named not in classes:
-        raise UsageError(f"--positive is {named}; the classes are {', '.join(classes)}")
-    if len(classes) == 2:
-        return named or classes[-1]
-    if named is not None:
-        raise UsageError(f"--positive is for two classes; there are {len(classes)}")
-    return None
+def require_positive(heads: Sequence[Head], named: str | None) -> None:
+    """Raise `UsageError` if the class to find is named, and is none of two."""
+    if named is None:
+        return
+    its = [head for head in heads if named in head.classes]
+    if not its:
+        found = "; ".join(", ".join(head.classes) for head in heads if head.classes) or "none"
+        raise UsageError(f"--positive is {named}; the classes are {found}")
+    if all(positive_of(head) is None for head in its):
+        raise UsageError(f"--positive is for two classes; there are {len(its[0].classes)}")
 
 
 def _resume(fit: Fit, folder: Path, reporter: Reporter) -> None:
@@ -221,40 +292,68 @@ def complete(
 
     Returns
     -------
-    What ``metrics.json`` holds.
+    What ``metrics.json`` holds; nothing in a process that is not the first.
 
     Raises
     ------
-    Diverged, Interrupted
+    Diverged, Interrupted, ProcessLost
         What was written until then stays.
     """
     started = time.perf_counter()
     progress = _fit(fit, config, reporter)
     seconds = time.perf_counter() - started
+    if not fit.world.first:
+        return {}
     write_history(fit.folder / "history.csv", progress)
     whole = {**summary, "training": describe_training(fit, seconds)}
-    evaluate_run(fit.folder, whole, dataset, config, fit.device, progress)
+    evaluate_run(fit.folder, whole, dataset, config, fit.device, progress.history)
+    if dataset.findings is not None:
+        embeddings = _embeddings(fit.folder, dataset, fit.device)
+        _write_cleaning(fit.folder, dataset, config, embeddings)
     return whole
+
+
+def _write_cleaning(
+    folder: Path,
+    dataset: Dataset,
+    config: TrainConfig,
+    embeddings: Mapping[str, NDArray[np.floating]] | None = None,
+) -> None:
+    """Write what was found out about the data: before the training, and with embeddings after."""
+    report = describe_cleaning(dataset, site=config.data.site_column, embeddings=embeddings)
+    write_cleaning(folder, report)
+
+
+def _embeddings(
+    folder: Path, dataset: Dataset, device: torch.device
+) -> dict[str, NDArray[np.float32]]:
+    """Return what the best network makes of every image, N x D by split."""
+    network = checkpoints.load_run(folder).restore().to(device)
+    assert isinstance(network, Network)
+    return {
+        split: predict_embeddings(network, dataset.split(split).pixels, device)
+        for split, images in dataset.images.items()
+        if images
+    }
 
 
 def _fit(fit: Fit, config: TrainConfig, reporter: Reporter) -> FitProgress:
     reporter.note(f"training on {device_name(fit.device)}")
-    steps = batches_an_epoch(len(fit.train), config.fit.batch_size)
-    left = (config.fit.epochs - fit.progress.epoch) * steps
+    monitor = fit.selection.monitor
     try:
-        with reporter.fitting(left, config.fit.monitor) as (on_step, on_epoch):
+        with reporter.fitting(fit.steps_left, monitor) as (on_step, on_epoch):
             progress = fit.run(on_epoch, on_step)
-    except KeyboardInterrupt as cause:
+    except (KeyboardInterrupt, ProcessLost) as cause:
+        lost = isinstance(cause, ProcessLost)
+        kind, what = (ProcessLost, str(cause)) if lost else (Interrupted, "interrupted")
         if not fit.progress.epoch:
-            raise Interrupted("interrupted in the first epoch; nothing to resume yet") from cause
+            raise kind(f"{what} in the first epoch; nothing to resume yet") from cause
         remedy = (
             f"the same command with --resume goes on from {fit.folder / 'last.pt'}"
             if fit.teacher is None
             else "a distillation starts anew; add --overwrite"
         )
-        raise Interrupted(f"interrupted after epoch {fit.progress.epoch}; {remedy}") from cause
+        raise kind(f"{what} after epoch {fit.progress.epoch}; {remedy}") from cause
     if progress.stopped_early:
-        reporter.note(
-            f"stopped early: no better {config.fit.monitor} in {config.fit.patience} epochs"
-        )
+        reporter.note(f"stopped early: no better {monitor} in {config.fit.patience} epochs")
     return progress

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from medtl_models.drop_path import set_drop_path
 from medtl_models.network import Network
 from medtl_models.weights import Loaded, fetch_imagenet, load_file, load_imagenet, load_network
 from medtl_runtime.errors import UsageError
@@ -21,12 +22,15 @@ class Origin:
 
     arch: str
     weights: str
-    """``run``, ``imagenet``, ``none`` or a file's path."""
+    """``imagenet``, ``none``, a file's path or a run's folder."""
     run: Checkpoint | None = None
+    """What ``weights`` holds where it is a run's folder."""
 
 
-def find_origin(config: NetworkConfig) -> Origin:
+def find_origins(config: NetworkConfig) -> tuple[Origin, ...]:
     """Find the weights to start from, before any image is read.
+
+    There may be several runs of ``--from``, to be chosen from by `medtl_train.sources.best_origin`.
 
     Raises
     ------
@@ -35,18 +39,25 @@ def find_origin(config: NetworkConfig) -> Origin:
     UsageError
         There are no such weights: see `fetch_imagenet` and `load_run`.
     """
-    if config.from_run is not None:
-        saved = checkpoints.load_run(Path(config.from_run))
-        arch = config.arch or saved.about.arch
-        if saved.about.arch != arch:
-            raise RunUnfit(f"{config.from_run} is a {saved.about.arch}, not a {arch}")
-        return Origin(arch=arch, weights="run", run=saved)
+    if config.from_run:
+        return tuple(_of_run(run, config.arch) for run in config.from_run)
     arch, weights = config.arch or "resnet18", config.weights or "imagenet"
     if weights == "imagenet":
         fetch_imagenet(arch, offline=config.offline)
     elif weights != "none" and not Path(weights).is_file():
         raise UsageError(f"--weights {weights}: expected imagenet, none or a file of weights")
-    return Origin(arch=arch, weights=weights)
+    return (Origin(arch=arch, weights=weights),)
+
+
+def _of_run(run: str, arch: str | None) -> Origin:
+    saved = checkpoints.load_run(Path(run))
+    if saved.about.members > 1:
+        found = f"{run} is an ensemble of {saved.about.members}"
+        member = Path(run) / "members" / "1"
+        raise RunUnfit(f"{found}; start from one of its members, such as {member}")
+    if arch not in (None, saved.about.arch):
+        raise RunUnfit(f"{run} is a {saved.about.arch}, not a {arch}")
+    return Origin(arch=saved.about.arch, weights=run, run=saved)
 
 
 def build_network(
@@ -60,7 +71,9 @@ def build_network(
         The weights are of another architecture, or damaged.
     """
     torch.manual_seed(seed)
-    network = about.build()
+    network = about.build_member()
+    if config.drop_path is not None and not set_drop_path(network, config.drop_path):
+        raise UsageError(f"--drop-path has no effect: {origin.arch} has no residual blocks")
     loaded = _load(network, origin, about, config)
     reporter.note(f"{origin.arch}, weights: {loaded.source}")
     if loaded.skipped:
@@ -70,13 +83,18 @@ def build_network(
     return network, loaded
 
 
+def _questions(about: About) -> list[tuple]:
+    """Return what the heads ask, whatever they are called."""
+    return [(head.kind, head.classes, head.unit, head.mean, head.std) for head in about.heads]
+
+
 def _load(network: Network, origin: Origin, about: About, config: NetworkConfig) -> Loaded:
     if origin.run is not None:
         return load_network(
             network,
             origin.run.network,
-            source=str(config.from_run),
-            same_classes=origin.run.about.classes == about.classes,
+            source=origin.weights,
+            same_classes=_questions(origin.run.about) == _questions(about),
         )
     if origin.weights == "none":
         return Loaded(source="none (random initialisation)", tensors=0, skipped=())

@@ -1,12 +1,13 @@
-"""How good a classifier is on parts of its images: by modality, body part, view and age.
+"""How good a model is on parts of its images: by modality, body part, view, age and covariates.
 
-A mean over all images hides a part that the model fails on (Oakden-Rayner et al., CHIL 2020). What
-is told of a part must not be told of a patient: small parts are left out, and so are those from
-which a small one could be had by subtraction.
+A mean over all images hides a part that the model fails on (Oakden-Rayner et al., CHIL 2020). Where
+what is told leaves the place, as in a model card, it must not be told of a patient: `subgroups`
+leaves out small parts, and those from which a small one could be had by subtraction. A run stays
+where its data are: `all_groups` has small ones too, and they are marked.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from medtl_runtime.intended_use import values_of
 from medtl_runtime.scan import Header
 from medtl_train.headers import summarise
-from medtl_train.metrics import Scored, measure_with_intervals
+from medtl_train.metrics import Answers, measure_with_intervals
+from medtl_train.scored import Scored, part
 
 LEAST_PATIENTS = 5
 """A group of fewer patients is not reported."""
@@ -24,13 +26,24 @@ RESAMPLES = 400
 """Of a group's bootstrap; fewer than a split's 1000, because there are many groups. The bounds then
 are the tenth values from either end."""
 
+SMALL = 20
+"""A group of fewer patients is marked as small: one patient more or less changes its figures."""
+
 METRICS = ("auroc", "balanced_accuracy", "recall", "specificity")
+"""Of classes."""
+
+OF_GRADES = ("auroc", "quadratic_weighted_kappa", "within_one_grade", "grade_mae")
+
+OF_VALUES = ("mae", "bias", "r2", "concordance")
 
 CODES = ("Modality", "BodyPartExamined", "ViewPosition")
 """The attributes whose values are groups. Their values are those that `headers.summarise` names:
 codes, and no free text."""
 
 AGE = "PatientAge"
+
+MOST_VALUES = 12
+"""Of a covariate that are groups of their own."""
 
 # A value that may not be named is a value nonetheless; no code is empty.
 _OTHER = ""
@@ -51,9 +64,9 @@ class Subgroup:
     """The images that have one value of one attribute."""
 
     attribute: str
-    """A DICOM keyword."""
+    """A DICOM keyword, or the name of a covariate."""
     value: str
-    """A code, or a band of ages."""
+    """A code, a band of ages, or what the covariate is."""
     mask: NDArray[np.bool_]
     """Which images, (N,)."""
 
@@ -95,37 +108,101 @@ def subgroups(
     return found
 
 
+def all_groups(
+    headers: Sequence[Header], covariates: Sequence[Mapping[str, str]]
+) -> list[Subgroup]:
+    """Return the parts of a set of images by header and by covariate, small ones too.
+
+    Parameters
+    ----------
+    headers, covariates
+        One of each for each image; what is empty belongs to no group.
+
+    Returns
+    -------
+    As `subgroups`, then the covariates by name. Numbers with more than `MOST_VALUES` different
+    values are divided in three; of other covariates the most frequent values are groups, so many at
+    most.
+    """
+    masks = _masks(headers)
+    for values in masks.values():
+        values.pop(_OTHER, None)
+    names = dict.fromkeys(name for row in covariates for name in row)
+    for name in names:
+        masks[name] = _of_covariate(name, [row.get(name, "") for row in covariates])
+    return [
+        Subgroup(attribute=attribute, value=value, mask=mask)
+        for attribute, values in masks.items()
+        for value, mask in values.items()
+        if len(values) > 1
+    ]
+
+
+def _of_covariate(name: str, texts: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """Return the images of each value of a covariate."""
+    column = np.array(texts)
+    values, counts = np.unique(column[column != ""], return_counts=True)
+    numbers = _numbers(texts)
+    if numbers is None or len(values) <= MOST_VALUES:
+        most = values[np.argsort(-counts, kind="stable")[:MOST_VALUES]]
+        return {str(value): column == value for value in np.sort(most)}
+    if name.lower() == "age":
+        bands = np.array([_band(age) or "" for age in numbers])
+        return {band: bands == band for _, band in _BANDS if (bands == band).any()}
+    low, high = np.nanquantile(numbers, [1 / 3, 2 / 3])
+    with np.errstate(invalid="ignore"):
+        thirds = {
+            f"up to {low:g}": numbers <= low,
+            f"{low:g} to {high:g}": (numbers > low) & (numbers <= high),
+            f"above {high:g}": numbers > high,
+        }
+    return {third: mask for third, mask in thirds.items() if mask.any()}
+
+
+def _numbers(texts: Sequence[str]) -> NDArray[np.float64] | None:
+    """Return texts as numbers, NaN where one is empty; None if one is no number."""
+    try:
+        return np.array([float(text) if text else np.nan for text in texts])
+    except ValueError:
+        return None
+
+
 def evaluate_subgroups(
-    scored: Scored, groups: Sequence[Subgroup], *, seed: int, resamples: int = RESAMPLES
+    answers: Answers, groups: Sequence[Subgroup], *, seed: int, resamples: int = RESAMPLES
 ) -> list[dict[str, Any]]:
     """Return the metrics of groups of images as JSON values.
 
     Returns
     -------
-    A row for each group: ``attribute``, ``value``, ``images``, ``patients``, ``resamples``, and
-    ``metrics``: by name, those of `METRICS`, each with ``value``, ``low`` and ``high``, the 95 %
-    interval of a bootstrap over patients (`metrics.measure_with_intervals`); None where one is not
-    defined, such as AUROC where all images are of one class.
+    A row for each group with images: ``attribute``, ``value``, ``images``, ``patients``, ``small``
+    (fewer than `SMALL` patients), ``resamples``, and ``metrics``: by name, those of `METRICS`,
+    `OF_GRADES` or `OF_VALUES`, each with ``value``, ``low`` and ``high``, the 95 % interval of a
+    bootstrap over patients (`metrics.measure_with_intervals`); None where one is not defined, such
+    as AUROC where all images are of one class.
     """
-    return [_row(scored, group, seed, resamples) for group in groups]
+    return [_row(answers, group, seed, resamples) for group in groups if group.mask.any()]
 
 
-def _row(scored: Scored, group: Subgroup, seed: int, resamples: int) -> dict[str, Any]:
-    part = replace(
-        scored,
-        labels=scored.labels[group.mask],
-        probabilities=scored.probabilities[group.mask],
-        patients=scored.patients[group.mask],
-    )
-    measured = measure_with_intervals(part, seed=seed, resamples=resamples)
+def _row(answers: Answers, group: Subgroup, seed: int, resamples: int) -> dict[str, Any]:
+    inside = part(answers, group.mask)
+    measured = measure_with_intervals(inside, seed=seed, resamples=resamples)
+    patients = len(np.unique(inside.patients))
     return {
         "attribute": group.attribute,
         "value": group.value,
-        "images": len(part.labels),
-        "patients": len(np.unique(part.patients)),
+        "images": len(inside.patients),
+        "patients": patients,
+        "small": patients < SMALL,
         "resamples": resamples,
-        "metrics": {name: measured[name] for name in METRICS},
+        "metrics": {name: measured[name] for name in metrics_of(answers)},
     }
+
+
+def metrics_of(answers: Answers) -> tuple[str, ...]:
+    """Return the names of the metrics that groups are reported by."""
+    if isinstance(answers, Scored):
+        return OF_GRADES if answers.is_graded else METRICS
+    return OF_VALUES
 
 
 def _masks(headers: Sequence[Header]) -> dict[str, dict[str, NDArray[np.bool_]]]:
@@ -138,15 +215,14 @@ def _masks(headers: Sequence[Header]) -> dict[str, dict[str, NDArray[np.bool_]]]
         masks[attribute] = {code: np.array([code in some for some in values]) for code in codes}
         if any(some and not some & set(codes) for some in values):
             masks[attribute][_OTHER] = np.array([bool(v) and not v & set(codes) for v in values])
-    bands = [_band(header) for header in headers]
+    bands = [_band(header.patient_age) for header in headers]
     masks[AGE] = {
         name: np.array([band == name for band in bands]) for _, name in _BANDS if name in bands
     }
     return masks
 
 
-def _band(header: Header) -> str | None:
-    age = header.patient_age
+def _band(age: float | None) -> str | None:
     if age is None or not age >= 0:  # NaN as well
         return None
     return [name for low, name in _BANDS if low <= age][-1]

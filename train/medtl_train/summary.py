@@ -3,24 +3,28 @@
 import csv
 import io
 import platform
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medtl_models.weights import Loaded
 from medtl_runtime import __version__
 from medtl_runtime.files import write_text
+from medtl_runtime.heads import Head
 from medtl_train.config import TrainConfig
-from medtl_train.dataset import Dataset
+from medtl_train.dataset import Dataset, Findings
 from medtl_train.device import device_name
 from medtl_train.fit import Fit, Progress
 from medtl_train.headers import summarise
+from medtl_train.images import targets_array
 from medtl_train.options import flat
 from medtl_train.samples import SPLITS
+from medtl_train.scored import positive_of
 
 
 def write_history(path: Path, progress: Progress) -> None:
@@ -36,26 +40,11 @@ def describe_run(
     data: Path, dataset: Dataset, config: TrainConfig, fit: Fit, transfer: Loaded
 ) -> dict[str, Any]:
     """Return what is known before the training, as JSON values."""
-    images = {
-        split: dict(Counter(image.sample.label for image in dataset.images[split]))
-        for split in SPLITS
-        if dataset.images[split]
-    }
-    patients = {split: len({i.patient for i in dataset.images[split]}) for split in images}
     return {
         "name": fit.folder.name,
         "medtl_version": __version__,
-        "classes": list(dataset.classes),
-        "positive": fit.positive,
-        "data": {
-            "path": str(data),
-            "fingerprint": dataset.fingerprint,
-            "images": images,
-            "patients": patients,
-            "patients_known": dataset.patients_known,
-            "excluded": [asdict(left) for left in dataset.excluded],
-            "headers": summarise([image.header for image in dataset.images["train"]]),
-        },
+        "heads": describe_heads(dataset.heads, config.data.positive),
+        "data": describe_data(data, dataset),
         "recipe": dataset.recipe.to_json(),
         "config": flat(config),
         "network": {
@@ -71,19 +60,81 @@ def describe_run(
     }
 
 
+def describe_heads(heads: Sequence[Head], positive: str | None) -> dict[str, dict[str, Any]]:
+    """Return what each head answers, by its name, and the class that it is to find, of two."""
+    found = {}
+    for head in heads:
+        described = head.to_json()
+        del described["name"]
+        found[head.name] = {**described, "positive": positive_of(head, positive)}
+    return found
+
+
+def describe_data(data: Path, dataset: Dataset) -> dict[str, Any]:
+    """Return which images there are and what is known of them."""
+    present = [split for split in SPLITS if dataset.images.get(split)]
+    by_split = {split: targets_array(dataset.images[split], dataset.heads) for split in present}
+    return {
+        "path": str(data),
+        "fingerprint": dataset.fingerprint,
+        "images": {split: len(dataset.images[split]) for split in present},
+        "patients": {s: len({image.patient for image in dataset.images[s]}) for s in present},
+        "targets": {
+            split: {
+                head.name: _describe_targets(head, column)
+                for head, column in zip(dataset.heads, targets.T, strict=True)
+            }
+            for split, targets in by_split.items()
+        },
+        "patients_known": dataset.patients_known,
+        "covariates": {name: dict(account) for name, account in dataset.covariates.items()},
+        "excluded": [asdict(left) for left in dataset.excluded],
+        "cleaning": _describe_cleaning(dataset.findings),
+        "headers": summarise([image.header for image in dataset.images["train"]]),
+    }
+
+
+def _describe_cleaning(findings: Findings | None) -> dict[str, int] | None:
+    """Return how many samples were left out, by reason; None for a run that was read again."""
+    if findings is None:
+        return None
+    return {
+        "unlabelled": len(findings.unlabelled),
+        "unreadable": len(findings.unreadable),
+        "repeated": len(findings.repeated),
+        "contradicted": len(findings.contradicted),
+        "nearly_repeated": len(findings.nearly_repeated),
+    }
+
+
+def _describe_targets(head: Head, column: NDArray[np.float64]) -> dict[str, Any]:
+    """Return how many images each class has, or between which values they lie."""
+    known = column[~np.isnan(column)]
+    unknown = len(column) - len(known)
+    if head.kind != "regression":
+        counts = np.bincount(known.astype(np.int64), minlength=len(head.classes))
+        return {
+            "counts": dict(zip(head.classes, counts.tolist(), strict=True)),
+            "unknown": unknown,
+        }
+    quantiles = np.quantile(known, [0, 0.5, 1]).tolist() if len(known) else [None] * 3
+    return {**dict(zip(("low", "median", "high"), quantiles, strict=True)), "unknown": unknown}
+
+
 def describe_training(fit: Fit, seconds: float) -> dict[str, Any]:
     """Return what is known of the training after it, as JSON values."""
     progress = fit.progress
     best = progress.history[progress.best_epoch - 1]
-    monitor = fit.config.monitor
     return {
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
-        "monitor": monitor,
-        "best_value": best["val_loss" if monitor == "loss" else monitor],
+        "monitor": fit.selection.monitor,
+        "best_value": best["monitored"],
         "stopped_early": progress.stopped_early,
+        "soup": list(progress.soup),
         "seconds": round(seconds, 1),
         "device": device_name(fit.device),
+        "execution": fit.execution,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from medtl_runtime.errors import ModelUnusable
+from medtl_runtime.heads import width
 from medtl_runtime.modelfile import INPUT, METADATA_KEY, OUTPUTS, Description
 
 if TYPE_CHECKING:
@@ -95,11 +96,11 @@ def check_graph(
         if len(outputs[name]) != rank:
             found = f"{name} of shape {list(outputs[name])}"
             raise ModelUnusable(path, f"{found}; expected {rank} axes")
-    classes = len(description.classes)
+    columns = width(description.heads)
     for name in ("logits", "cam"):
-        if outputs[name][1] != classes:
-            raise ModelUnusable(path, f"{outputs[name][1]} {name} for {classes} classes")
-    reference, width = description.embedding_reference, outputs["embedding"][1]
-    if reference is not None and reference.means.shape[1] != width:
-        found = f"an embedding of {width}, and a reference of {reference.means.shape[1]}"
+        if outputs[name][1] != columns:
+            raise ModelUnusable(path, f"{outputs[name][1]} {name} for {columns} columns of heads")
+    reference, size = description.embedding_reference, outputs["embedding"][1]
+    if reference is not None and reference.means.shape[1] != size:
+        found = f"an embedding of {size}, and a reference of {reference.means.shape[1]}"
         raise ModelUnusable(path, f"{found} dimensions")

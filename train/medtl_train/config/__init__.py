@@ -6,22 +6,36 @@ A group of options is a module. Each field's explanation is its help text on the
 
 from dataclasses import dataclass, field
 
-from medtl_runtime.errors import UsageError
 from medtl_train.config.augment import AugmentConfig
 from medtl_train.config.data import DataConfig
 from medtl_train.config.distil import DistilConfig
+from medtl_train.config.effects import require_effects
+from medtl_train.config.ensemble import EnsembleConfig
+from medtl_train.config.evaluation import EvaluationConfig
 from medtl_train.config.fit import FitConfig
 from medtl_train.config.image import ImageConfig
+from medtl_train.config.imbalance import ImbalanceConfig
 from medtl_train.config.network import NetworkConfig
+from medtl_train.config.regularisation import RegularisationConfig
+from medtl_train.config.speed import SpeedConfig
+from medtl_train.config.tasks import TasksConfig
+from medtl_train.config.transfer import TransferConfig
 
 __all__ = [
     "AugmentConfig",
     "DataConfig",
     "DistilConfig",
+    "EnsembleConfig",
+    "EvaluationConfig",
     "FitConfig",
     "ImageConfig",
+    "ImbalanceConfig",
     "NetworkConfig",
+    "RegularisationConfig",
+    "SpeedConfig",
+    "TasksConfig",
     "TrainConfig",
+    "TransferConfig",
 ]
 
 
@@ -33,16 +47,14 @@ class TrainConfig:
     image: ImageConfig = field(default_factory=ImageConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    regularisation: RegularisationConfig = field(default_factory=RegularisationConfig)
+    imbalance: ImbalanceConfig = field(default_factory=ImbalanceConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
 
     def __post_init__(self) -> None:
-        mode, optimizer = f"--mode {self.fit.mode}", f"--optimizer {self.fit.optimizer}"
-        for name, idle, beside in (
-            ("momentum", self.fit.optimizer in ("adamw", "adam"), optimizer),
-            ("lr", self.fit.mode == "head", mode),
-            ("head_lr", self.fit.mode == "all", mode),
-            ("head_epochs", self.fit.mode != "head-then-all", mode),
-        ):
-            # A file of --config holds all fields: only what was changed can have been meant.
-            if idle and getattr(self.fit, name) != getattr(FitConfig, name):
-                raise UsageError(f"--{name.replace('_', '-')} has no effect with {beside}")
+        require_effects(vars(self).values())
