@@ -49,7 +49,7 @@ def test_what_no_head_can_use_is_refused(heads: tuple, options: dict, words: str
     ("arch", "pretrained", "options", "words"),
     [
         ("squeezenet1_1", True, {"batch_norm": "frozen"}, "squeezenet1_1 has no BatchNorm"),
-        ("squeezenet1_1", True, {"batch_norm": "train"}, "squeezenet1_1 has no BatchNorm"),
+        ("squeezenet1_1", True, {"batch_norm": "auto"}, "squeezenet1_1 has no BatchNorm"),
         ("resnet18", False, {"batch_norm": "frozen"}, "there are no statistics to keep"),
         ("resnet18", False, {"freeze": "1"}, "--freeze 1 has no effect: the backbone is not"),
         ("resnet18", False, {"mode": "gradual"}, "--mode gradual has no effect"),

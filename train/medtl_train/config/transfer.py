@@ -20,7 +20,7 @@ class TransferConfig:
     ] = "0"
     lr_decay: Annotated[
         float, "Learning rate of a stage, as a share of that of the next one towards the head."
-    ] = 0.75
+    ] = 1.0
     head_ratio: Annotated[
         float, "Learning rate of the head in multiples of --lr, when the backbone is trained."
     ] = 1.0
@@ -28,7 +28,7 @@ class TransferConfig:
         BatchNorm,
         "BatchNorm statistics of trained stages: train, those of the batch; frozen, the pretrained "
         "ones; auto: frozen in batches of fewer than 16 images if there are pretrained ones.",
-    ] = "auto"
+    ] = "train"
     l2_sp: Annotated[
         float, "Penalty: this times |w - w_pretrained|^2 over the backbone (Li et al., ICML 2018)."
     ] = 0.0
