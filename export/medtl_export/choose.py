@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from medtl_models.ensemble import Classifier
 from medtl_models.network import Network
 from medtl_runtime.selftest import Runs
 from medtl_train.checkpoint import About
-from medtl_train.images import ImageSet, spread
-from medtl_train.splits import strata_of
+from medtl_train.data.images import ImageSet, spread
+from medtl_train.data.splits import strata_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +58,12 @@ class Question:
     teacher: Mapping[str, Any] | None = None
     """Name and architecture of the network that the gate compares with, if it is another one."""
 
+    @cached_property
+    def calibration(self) -> NDArray[np.uint16]:
+        """The training images that ranges are taken from, drawn from all answers."""
+        answers = strata_of(self.train.targets, self.about.heads).tolist()
+        return self.train.pixels[np.array(spread(answers, self.settings.calibration_images))]
+
 
 def choose(question: Question, note: Callable[[str], None]) -> Chosen:
     """Return what goes into the file when it is to be quantised.
@@ -86,17 +93,12 @@ def _conditions(question: Question) -> Conditions:
     )
 
 
-def _calibration(question: Question) -> NDArray[np.uint16]:
-    groups = strata_of(question.train.targets, question.about.heads).tolist()
-    return question.train.pixels[np.array(spread(groups, question.settings.calibration_images))]
-
-
 def _bench(question: Question, model: onnx.ModelProto, note: Callable[[str], None]) -> Workbench:
     """Return a bench for a float graph, with what an interrupted search has measured before."""
     bench = Workbench(
         model=model,
         conditions=_conditions(question),
-        calibration=_calibration(question),
+        calibration=question.calibration,
         validation=question.validation.pixels,
         gate=question.gate,
         ledger=Ledger(None),
@@ -108,7 +110,7 @@ def _bench(question: Question, model: onnx.ModelProto, note: Callable[[str], Non
 
 
 def _integers(question: Question, note: Callable[[str], None]) -> Chosen:
-    note(f"calibrating on {len(_calibration(question))} training images, and searching")
+    note(f"calibrating on {len(question.calibration)} training images, and searching")
     bench = _bench(question, question.floating.model, note)
     outcome = search(bench, note)
     trained = None
@@ -215,7 +217,7 @@ def _account(question: Question, made: Chosen, outcome: Outcome) -> dict[str, An
         not_measured=not_measured(question.target),
         rows=outcome.rows,
         images={
-            "calibration": len(_calibration(question)),
+            "calibration": len(question.calibration),
             "validation": len(question.validation),
         },
         conditions={"batch_size": settings.batch_size, "threads": settings.threads},

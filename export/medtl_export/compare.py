@@ -14,8 +14,9 @@ from medtl_runtime.engines.processor import cpu_name
 from medtl_runtime.heads import Head, columns_of
 from medtl_runtime.recipe import as_batch
 from medtl_runtime.selftest import Runs
-from medtl_train import metrics
-from medtl_train.staging import Pixels
+from medtl_train.fitting.staging import Pixels
+from medtl_train.scoring import metrics
+from medtl_train.scoring.scored import Answers, score
 
 # Differences of float arithmetic in another order, relative to the largest logit.
 PARITY_TOLERANCE = 1e-4
@@ -52,7 +53,7 @@ class Outputs:
 class Judgement:
     """What a network says of the validation images."""
 
-    answers: Mapping[str, metrics.Answers]
+    answers: Mapping[str, Answers]
     """By the names of the heads, of the images whose target is known."""
     called: NDArray[np.int64]
     """Index of the class of every image by each head that has classes, N x heads."""
@@ -73,7 +74,7 @@ class Validation:
     def judged(self, logits: NDArray[np.float32]) -> Judgement:
         """Return what a network says, from its logits, N x the columns of all heads."""
         decided = dict(zip((head.name for head in self.heads), self.decision.heads, strict=True))
-        answers = metrics.score(
+        answers = score(
             self.heads,
             logits,
             self.targets,

@@ -14,8 +14,8 @@ from medtl_export.report import write_report
 from medtl_export.sbom import sbom
 from medtl_runtime.files import write_text
 from medtl_runtime.modelfile import Description
-from medtl_train.images import Image
-from medtl_train.subgroups import Subgroup, evaluate_subgroups, subgroups
+from medtl_train.data.images import Image
+from medtl_train.evaluation.subgroups import Subgroup, evaluate_subgroups, subgroups
 
 _SEED = 0
 
@@ -42,7 +42,8 @@ def subgroup_rows(
 
     Returns
     -------
-    Rows of `medtl_train.subgroups.evaluate_subgroups`, each with the ``head`` that it is about.
+    Rows of `medtl_train.evaluation.subgroups.evaluate_subgroups`, each with the ``head`` that it
+    is about.
     """
     groups = subgroups(
         [image.header for image in images],

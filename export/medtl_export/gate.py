@@ -1,6 +1,7 @@
 """Whether a candidate is no worse than the float network, as far as the validation images tell."""
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ from numpy.typing import NDArray
 
 from medtl_export.compare import Accuracy, Judgement, Validation, accuracy, flips
 from medtl_export.errors import GateUndefined
-from medtl_train import metrics
+from medtl_train.scoring import metrics
+from medtl_train.scoring.scored import Answers, ScoredValues
 
 _NAME = {"auroc": "auroc", "balanced_accuracy": "balanced_accuracy", "sensitivity": "recall"}
 OF_VALUES = "r2"
@@ -71,7 +73,7 @@ class Gate:
 
     def check(self) -> None:
         """Raise `GateUndefined` if no head's metric can be computed on the validation images."""
-        if self.max_drop is None or self._defined(self.reference):
+        if self.max_drop is None or self._judged:
             return
         reasons = [self._why_undefined(head) for head in self.reference.answers]
         raise GateUndefined(
@@ -82,21 +84,25 @@ class Gate:
     @property
     def not_judged(self) -> tuple[str, ...]:
         """The heads whose metric is not defined on the validation images."""
-        defined = self._defined(self.reference)
-        return tuple(head for head in self.reference.answers if head not in defined)
+        return tuple(head for head in self.reference.answers if head not in self._judged)
+
+    @cached_property
+    def _judged(self) -> set[str]:
+        """The heads whose metric is defined for the reference."""
+        return self._defined(self.reference)
 
     def _why_undefined(self, name: str) -> str:
         answers = self.reference.answers[name]
         whose = "" if len(self.reference.answers) == 1 else f"{name}: "
         few = f"{whose}too few images"
-        if isinstance(answers, metrics.ScoredValues):
+        if isinstance(answers, ScoredValues):
             return few
         counts = np.bincount(answers.labels, minlength=len(answers.classes))
         absent = [n for n, k in zip(answers.classes, counts, strict=True) if not k]
         return f"{whose}no validation images of {', '.join(absent)}" if absent else few
 
-    def _metric_of(self, answers: metrics.Answers) -> str:
-        return OF_VALUES if isinstance(answers, metrics.ScoredValues) else _NAME[self.metric]
+    def _metric_of(self, answers: Answers) -> str:
+        return OF_VALUES if isinstance(answers, ScoredValues) else _NAME[self.metric]
 
     def _defined(self, judged: Judgement) -> set[str]:
         """Return the heads whose metric is defined."""
@@ -117,7 +123,7 @@ class Gate:
         differences = self._differences(after)
         worst = min(differences, key=lambda head: differences[head].low, default=None)
         difference = None if worst is None else differences[worst]
-        is_lost = self._defined(self.reference) - set(differences)
+        is_lost = self._judged - set(differences)
         accepted = self.max_drop is None or (
             difference is not None and difference.low >= -self.max_drop and not is_lost
         )
@@ -132,7 +138,7 @@ class Gate:
     def _differences(self, after: Judgement) -> dict[str, Difference]:
         """Return the difference of each head for which one is defined."""
         found = {}
-        both = self._defined(self.reference) & self._defined(after)
+        both = self._judged & self._defined(after)
         for head in (name for name in self.reference.answers if name in both):
             before, now = self.reference.answers[head], after.answers[head]
             change = metrics.differences(before, now, seed=_SEED)[self._metric_of(before)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from medtl_runtime.errors import UsageError
 from medtl_runtime.intended_use import ATTRIBUTES, Action, IntendedUse, Rule
-from medtl_train.headers import OLDEST
+from medtl_train.data.headers import OLDEST
 
 TABLE = "intended_use"
 """The name of the table in the configuration."""
@@ -21,7 +21,7 @@ _DECADE = 10
 _GROWN_UP = 18
 
 Summary = Mapping[str, Any]
-"""Of one attribute, as `medtl_train.headers.summarise` writes it."""
+"""Of one attribute, as `medtl_train.data.headers.summarise` writes it."""
 
 
 def learned_rules(headers: Mapping[str, Summary]) -> tuple[Rule, ...]:
@@ -37,8 +37,8 @@ def learned_rules(headers: Mapping[str, Summary]) -> tuple[Rule, ...]:
     - PatientAge: warned of more than ten years outside the range seen, and of children where none
       was seen. Bounds are rounded outwards to whole decades, so that the model file tells no
       patient's age: 47 to 63 gives 30 to 80.
-    - Codes that `medtl_train.headers` does not name, because only one patient has them, are as if
-      they had not been seen.
+    - Codes that `medtl_train.data.headers` does not name, because only one patient has them, are
+      as if they had not been seen.
     - A missing value counts as a mismatch where no training image lacked it, save where the
       standard leaves the attribute out for most images (age, annotation, intent, image type): it
       is allowed there.
@@ -118,7 +118,7 @@ def intended_use(headers: Mapping[str, Summary], table: Mapping[str, Any]) -> In
     Parameters
     ----------
     headers
-        What `medtl_train.headers.summarise` wrote.
+        What `medtl_train.data.headers.summarise` wrote.
     table
         The configuration's table; see `edits`.
     """

@@ -26,13 +26,13 @@ from medtl_models.network import Network
 from medtl_runtime.errors import ExtraMissing, UsageError
 from medtl_runtime.heads import Head, columns_of
 from medtl_runtime.recipe import as_batch
+from medtl_train.data.images import ImageSet, spread
+from medtl_train.data.splits import strata_of
 from medtl_train.errors import Diverged
-from medtl_train.feed import batches_an_epoch
-from medtl_train.images import ImageSet, spread
-from medtl_train.losses import class_costs, distillation_loss, step_costs, value_costs
-from medtl_train.optimisation import learning_rate
-from medtl_train.predict import predict_logits
-from medtl_train.splits import strata_of
+from medtl_train.fitting.feed import batches_an_epoch
+from medtl_train.fitting.losses import class_costs, distillation_loss, step_costs, value_costs
+from medtl_train.fitting.optimisation import learning_rate
+from medtl_train.fitting.predict import predict_logits
 
 __all__ = ["QatSettings", "Sites", "expect_nodes", "finetune", "is_available", "quantised_sites"]
 
@@ -59,9 +59,9 @@ class QatSettings:
     batch_size: int = 32
     distillation: float = 0.5
     """Share of the loss, 0 to 1, that is the distance from the float network's outputs (Hinton et
-    al., 2015; Mishra and Marr, ICLR 2018; see `medtl_train.losses.distillation_loss`). The rest is
-    what the labels say. It keeps temperatures and operating points valid, and says more of each
-    image than its label does."""
+    al., 2015; Mishra and Marr, ICLR 2018; see `medtl_train.fitting.losses.distillation_loss`). The
+    rest is what the labels say. It keeps temperatures and operating points valid, and says more of
+    each image than its label does."""
     weight_bits: int = 8
     activation_bits: int = 8
     seed: int = 0

@@ -31,7 +31,7 @@ from medtl_runtime.novelty import EmbeddingReference
 from medtl_runtime.onnxfile import read_model_file
 from medtl_train.config import DistilConfig
 from medtl_train.console import Reporter
-from medtl_train.images import ImageSet
+from medtl_train.data.images import ImageSet
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

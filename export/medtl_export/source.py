@@ -14,9 +14,9 @@ from medtl_runtime.decision import Decision, HeadDecision, OperatingPoint
 from medtl_runtime.errors import UsageError
 from medtl_runtime.heads import Head
 from medtl_train.checkpoint import About, Checkpoint, load_run
+from medtl_train.data.images import Image, ImageSet, image_set
 from medtl_train.finished import read_images, read_summary
-from medtl_train.images import Image, ImageSet, image_set
-from medtl_train.predict import predict_logits
+from medtl_train.fitting.predict import predict_logits
 
 LEAST_CALIBRATION_IMAGES = 8
 """Fewer do not tell the range of activations."""

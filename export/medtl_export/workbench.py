@@ -24,7 +24,7 @@ from medtl_export.topology import Topology
 from medtl_runtime.heads import columns_of
 from medtl_runtime.recipe import as_batch
 from medtl_runtime.selftest import Runs
-from medtl_train.staging import Pixels
+from medtl_train.fitting.staging import Pixels
 
 Operators = Literal["all", "sums", "products"]
 

@@ -29,6 +29,22 @@ class DroppingNorm(nn.BatchNorm2d):
         return self.drop(super().forward(input))
 
 
+def synchronise_norms(network: nn.Module) -> None:
+    """Let BatchNorm layers take their statistics over all processes; what they drop stays.
+
+    They become `torch.nn.SyncBatchNorm`, which trains on GPUs only.
+    """
+    nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for module in network.modules():
+        # A `DroppingNorm` leaves its parts to what takes its place, but not what it does.
+        if isinstance(module, nn.SyncBatchNorm) and hasattr(module, "drop"):
+            module.register_forward_hook(_drop)
+
+
+def _drop(norm: nn.Module, _given: tuple[Tensor, ...], normalised: Tensor) -> Tensor:
+    return norm.get_submodule("drop")(normalised)
+
+
 def set_drop_path(network: Network, highest: float) -> int:
     """Let residual branches be dropped; return how many there are.
 

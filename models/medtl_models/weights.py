@@ -33,6 +33,8 @@ class Loaded:
     tensors: int
     skipped: tuple[str, ...]
     """Every tensor of the file that was not used, with its shape and the reason."""
+    head: bool = False
+    """Whether the head was taken, too, of a network for the same classes."""
 
 
 def imagenet_file(arch: str) -> Path:
@@ -153,7 +155,8 @@ def load_network(
         )
         return Loaded(source=source, tensors=loaded.tensors, skipped=loaded.skipped + skipped)
     network.head.load_state_dict(head)
-    return Loaded(source=source, tensors=loaded.tensors + len(head), skipped=loaded.skipped)
+    count = loaded.tensors + len(head)
+    return Loaded(source=source, tensors=count, skipped=loaded.skipped, head=True)
 
 
 def _misfits(head: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -3,6 +3,8 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,15 +12,13 @@ import pytest
 from medtl_export.intended_use import TABLE, edits
 from medtl_runtime.intended_use import Rule
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
-def medtl_export(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "medtl_export.cli", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+
+@pytest.fixture(scope="module")
+def medtl_export(run_module: Run) -> Run:
+    """Return what runs the command with arguments, in a folder."""
+    return partial(run_module, "medtl_export.cli")
 
 
 def test_help_has_examples_and_imports_no_torch(tmp_path: Path) -> None:
@@ -38,7 +38,9 @@ finally:
     assert "LOADED []" in done.stdout
 
 
-def test_the_help_shows_a_table_of_the_intended_use_that_is_right(tmp_path: Path) -> None:
+def test_the_help_shows_a_table_of_the_intended_use_that_is_right(
+    tmp_path: Path, medtl_export: Run
+) -> None:
     done = medtl_export("--help", cwd=tmp_path)
     shown = done.stdout.partition("[intended_use]")[2].partition("Examples:")[0]
     table = tomllib.loads("[intended_use]" + textwrap.dedent(shown))[TABLE]
@@ -50,7 +52,7 @@ def test_the_help_shows_a_table_of_the_intended_use_that_is_right(tmp_path: Path
     assert (default.mismatch, default.missing) == ("reject", "warn")
 
 
-def test_a_run_becomes_a_file_in_models(run: Path, tmp_path: Path) -> None:
+def test_a_run_becomes_a_file_in_models(run: Path, tmp_path: Path, medtl_export: Run) -> None:
     done = medtl_export(run, "--quiet", "--error-rate", "0.2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -60,7 +62,7 @@ def test_a_run_becomes_a_file_in_models(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "models" / "liver.onnx").is_file()
 
 
-def test_quantised_figures_are_side_by_side(run: Path, tmp_path: Path) -> None:
+def test_quantised_figures_are_side_by_side(run: Path, tmp_path: Path, medtl_export: Run) -> None:
     line = ("--quantize", "--target", "arm", "--max-drop", "none", "-o", "m.onnx")
     done = medtl_export(run, *line, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -90,7 +92,7 @@ def test_quantised_figures_are_side_by_side(run: Path, tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments_answer_with_one_line_and_exit_code_2(
-    arguments: list[str], code: int, words: str, tmp_path: Path
+    arguments: list[str], code: int, words: str, tmp_path: Path, medtl_export: Run
 ) -> None:
     done = medtl_export(*arguments, cwd=tmp_path)
     assert done.returncode == code
@@ -128,7 +130,7 @@ low = 18
 
 
 def test_a_config_file_gives_defaults_and_rules_and_an_option_wins(
-    run: Path, tmp_path: Path
+    run: Path, tmp_path: Path, medtl_export: Run
 ) -> None:
     (tmp_path / "export.toml").write_text(CONFIG)
     done = medtl_export(run, "--config", "export.toml", "-o", "named.onnx", cwd=tmp_path)
@@ -151,7 +153,9 @@ def test_a_config_file_gives_defaults_and_rules_and_an_option_wins(
         ("[other]", "there is no option --other"),
     ],
 )
-def test_a_mistake_in_the_config_file_is_named(text: str, words: str, tmp_path: Path) -> None:
+def test_a_mistake_in_the_config_file_is_named(
+    text: str, words: str, tmp_path: Path, medtl_export: Run
+) -> None:
     (tmp_path / "export.toml").write_text(text)
     done = medtl_export("nowhere", "--config", "export.toml", cwd=tmp_path)
     assert done.returncode == 2

@@ -18,7 +18,7 @@ from medtl_runtime.decision import (
     probabilities,
 )
 from medtl_runtime.heads import Head
-from medtl_train import metrics
+from medtl_train.scoring import metrics
 
 HEADS = (Head(name="label", classes=("healthy", "lesion")),)
 HALF = OperatingPoint(rule="threshold", positive="lesion", threshold=0.5)

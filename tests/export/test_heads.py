@@ -17,7 +17,6 @@ from medtl_runtime import Predictor
 from medtl_runtime.errors import UsageError
 from medtl_runtime.heads import width
 from medtl_runtime.modelfile import Description
-from medtl_train import assessment, metrics
 from medtl_train import checkpoint as checkpoints
 from medtl_train.config import (
     DataConfig,
@@ -26,8 +25,9 @@ from medtl_train.config import (
     NetworkConfig,
     TrainConfig,
 )
-from medtl_train.predict import predict_logits
+from medtl_train.fitting.predict import predict_logits
 from medtl_train.run import train
+from medtl_train.scoring import assessment, metrics
 
 LABELS = "organ,oedema:binary,grade:grades,age:value=a"
 NAMES = ["organ", "oedema", "grade", "age"]

@@ -11,7 +11,7 @@ from medtl_export.intended_use import edits, intended_use, learned_rules
 from medtl_runtime.errors import ScanOutOfScope, UsageError
 from medtl_runtime.intended_use import IntendedUse, Mismatch, Rule
 from medtl_runtime.scan import Header
-from medtl_train.headers import summarise
+from medtl_train.data.headers import summarise
 
 CT: dict[str, Any] = {
     "modality": "CT",

@@ -17,7 +17,7 @@ from medtl_models.network import Network
 from medtl_runtime.errors import ExtraMissing, UsageError
 from medtl_runtime.heads import Head
 from medtl_runtime.recipe import HeaderVoi, Recipe, as_batch
-from medtl_train.images import ImageSet
+from medtl_train.data.images import ImageSet
 
 needs_torchao = pytest.mark.skipif(
     not qat.is_available(), reason="torchao is not installed (extra qat)"

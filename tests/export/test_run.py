@@ -36,7 +36,7 @@ from medtl_runtime.onnxfile import read_model_file
 from medtl_runtime.selftest import self_test
 from medtl_train import checkpoint as checkpoints
 from medtl_train.errors import CheckpointUnusable, ImagesMissing
-from medtl_train.predict import predict_logits
+from medtl_train.fitting.predict import predict_logits
 
 
 def files_of(run: Path, split: str) -> dict[str, str]:

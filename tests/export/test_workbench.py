@@ -19,7 +19,7 @@ from medtl_export.targets import TARGETS, open_session
 from medtl_export.workbench import Choice, Conditions, Workbench, facts_of
 from medtl_runtime.decision import Decision, HeadDecision, OperatingPoint, plain_decision
 from medtl_runtime.heads import Head
-from medtl_train import metrics
+from medtl_train.scoring import metrics
 
 GraphOf = Callable[..., onnx.ModelProto]
 

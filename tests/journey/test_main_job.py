@@ -13,7 +13,7 @@ from PIL import Image
 from medtl_runtime import Predictor, read_scan
 from medtl_runtime.recipe import as_batch
 from medtl_train.checkpoint import load_run
-from medtl_train.listing import read_again
+from medtl_train.data.listing import read_again
 from medtl_train.phantoms import write_studies
 
 BIN = Path(sys.executable).parent
@@ -42,7 +42,7 @@ def journey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     common = "--size 64 --epochs 2 --batch-size 16 --quiet"
     for line in (
         f"medtl-train data/lung --window lung --weights none {common}",
-        f"medtl-train data/liver --from runs/lung --window liver --head-epochs 1 {common}",
+        f"medtl-train data/liver --from runs/lung --window liver {common}",
         "medtl-export runs/liver --quantize --target arm --max-drop none --quiet",
     ):
         done = command(line, root)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medtl_models.architectures import ARCHITECTURES
-from medtl_models.drop_path import set_drop_path
+from medtl_models.drop_path import set_drop_path, synchronise_norms
 from medtl_models.network import Network
 
 RESIDUAL = {
@@ -70,3 +70,21 @@ def test_a_copy_drops_by_itself() -> None:
     copied = copy.deepcopy(network)
     set_drop_path(copied, 0.0)
     assert network.backbone.get_submodule("layer4.1.bn2.drop").p == 0.4
+
+
+def test_norms_over_all_processes_still_drop() -> None:
+    """They run on GPUs only; here, what they do to their output is called by itself."""
+    network = network_of("resnet18")
+    names = list(network.state_dict())
+    set_drop_path(network, 0.5)
+    synchronise_norms(network)
+    synchronise_norms(network)  # as each phase of a training does
+    assert list(network.state_dict()) == names
+    norms = [one for one in network.modules() if isinstance(one, torch.nn.SyncBatchNorm)]
+    dropping = [norm for norm in norms if norm._forward_hooks]
+    assert (len(norms), len(dropping)) == (20, 8)
+    last = dropping[-1].train()
+    (hook,) = last._forward_hooks.values()
+    dropped = hook(last, (), torch.ones(2000, 1, 1, 1))
+    assert set(dropped.flatten().tolist()) == {0.0, 2.0}
+    assert torch.equal(hook(last.eval(), (), torch.ones(3, 1, 1, 1)), torch.ones(3, 1, 1, 1))

@@ -7,7 +7,7 @@ import pytest
 from medtl_models.network import Network
 from medtl_runtime.errors import UsageError
 from medtl_runtime.heads import Head, width
-from medtl_train.applicable import require_applicable
+from medtl_train.fitting.applicable import require_applicable
 from medtl_train.options import config_from
 
 SIDE = Head(name="side", classes=("left", "right"))
@@ -53,6 +53,7 @@ def test_what_no_head_can_use_is_refused(heads: tuple, options: dict, words: str
         ("resnet18", False, {"batch_norm": "frozen"}, "there are no statistics to keep"),
         ("resnet18", False, {"freeze": "1"}, "--freeze 1 has no effect: the backbone is not"),
         ("resnet18", False, {"mode": "gradual"}, "--mode gradual has no effect"),
+        ("resnet18", True, {"head": "mlp"}, "cannot be solved for; add --mode head-then-all"),
     ],
 )
 def test_what_the_network_cannot_use_is_refused(

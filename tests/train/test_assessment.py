@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from medtl_runtime.heads import Head, width
-from medtl_train.assessment import assess, assess_head
-from medtl_train.metrics import NAMES, ORDINAL, VALUES, measure, score
-from medtl_train.scored import Answers
+from medtl_train.scoring.assessment import assess, assess_head
+from medtl_train.scoring.metrics import NAMES, ORDINAL, VALUES, measure
+from medtl_train.scoring.scored import Answers, score
 
 HEADS = {
     "binary": Head(name="edema", kind="binary", classes=("absent", "present")),

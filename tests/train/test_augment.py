@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medtl_train.augment import augment
+from medtl_train.augmentation.augment import augment
 from medtl_train.config import AugmentConfig
 from medtl_train.config.strengths import Preset
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medtl_models.network import Network
-from medtl_train.averaging import (
+from medtl_train.fitting.averaging import (
     Candidate,
     MovingAverage,
     best_candidates,

@@ -15,12 +15,12 @@ import pytest
 
 from medtl_runtime.errors import OutputNotWritten, ScanError
 from medtl_runtime.recipe import HeaderVoi, Recipe
-from medtl_train import cache as caches
-from medtl_train import readers, shards
-from medtl_train.cache import ImageCache, cache_root, read_through
-from medtl_train.decoding import Decoded
-from medtl_train.images import Pixels
-from medtl_train.samples import Sample
+from medtl_train.data import cache as caches
+from medtl_train.data import readers, shards
+from medtl_train.data.cache import ImageCache, cache_root, read_through
+from medtl_train.data.decoding import Decoded
+from medtl_train.data.images import Pixels
+from medtl_train.data.samples import Sample
 
 GREY = Recipe(size=(32, 32), channels=1, window=HeaderVoi())
 
@@ -210,8 +210,8 @@ def test_a_run_that_is_killed_leaves_whole_shards(
 import os, signal
 from pathlib import Path
 from medtl_runtime.recipe import HeaderVoi, Recipe
-from medtl_train import cache as caches
-from medtl_train.samples import Sample
+from medtl_train.data import cache as caches
+from medtl_train.data.samples import Sample
 caches._SHARD_FILES = 4
 recipe = Recipe(size=(32, 32), channels=1, window=HeaderVoi())
 def stop(items):
@@ -353,7 +353,7 @@ def test_a_reader_that_crashes_costs_one_file(
 ) -> None:
     (tmp_path / "crashing.py").write_text(
         "import os\n"
-        "from medtl_train.decoding import decode_chunk\n"
+        "from medtl_train.data.decoding import decode_chunk\n"
         "def decode(source, *rest):\n"
         "    if source.endswith('3.png'):\n"
         "        os.abort()\n"

@@ -12,13 +12,13 @@ from PIL import Image as Picture
 from scipy.ndimage import gaussian_filter
 
 from medtl_runtime.recipe import HeaderVoi, Recipe
-from medtl_train.cleaning import describe_cleaning, write_cleaning
 from medtl_train.config import DataConfig
-from medtl_train.dataset import Dataset, build_dataset
-from medtl_train.labels import parse_questions
-from medtl_train.near import near_pairs
-from medtl_train.outliers import embedding_outliers, intensity_outliers, robust_scores
-from medtl_train.samples import Found, Sample
+from medtl_train.data.cleaning import describe_cleaning, write_cleaning
+from medtl_train.data.dataset import Dataset, build_dataset
+from medtl_train.data.labels import parse_questions
+from medtl_train.data.near import near_pairs
+from medtl_train.data.outliers import embedding_outliers, intensity_outliers, robust_scores
+from medtl_train.data.samples import Found, Sample
 
 GREY = Recipe(size=(64, 64), channels=1, window=HeaderVoi())
 
@@ -178,7 +178,7 @@ def test_near_pairs_are_those_of_all_pairs_by_brute_force() -> None:
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from medtl_train import near
+    from medtl_train.data import near
 
     pictures = [picture(k % 9, 64) for k in range(20)]
     whole = near_pairs(pictures)
@@ -231,7 +231,7 @@ def test_an_image_far_from_all_in_embedding_is_an_outlier() -> None:
 
 
 def test_embeddings_that_were_not_drawn_are_scored_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    from medtl_train import outliers
+    from medtl_train.data import outliers
 
     monkeypatch.setattr(outliers, "_REFERENCES", 50)
     rng = np.random.default_rng(0)

@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from medtl_train.config import TrainConfig
-from medtl_train.metrics import NAMES
+from medtl_train.folders import OUTPUTS
 from medtl_train.options import flat, to_toml
-from medtl_train.run import OUTPUTS
+from medtl_train.scoring.metrics import NAMES
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 QUICK = [
     "--arch", "squeezenet1_1", "--weights", "none", "--size", "32", "--batch-size", "16",
@@ -21,9 +24,10 @@ QUICK = [
 ]  # fmt: skip
 
 
-def medtl_train(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "medtl_train.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def medtl_train(run_module: Run) -> Run:
+    """Return what runs the command with arguments, in a folder."""
+    return partial(run_module, "medtl_train.cli")
 
 
 def refused(done: subprocess.CompletedProcess[str], message: str) -> None:
@@ -36,7 +40,9 @@ def refused(done: subprocess.CompletedProcess[str], message: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def typed(lung: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+def typed(
+    lung: Path, tmp_path_factory: pytest.TempPathFactory, medtl_train: Run
+) -> tuple[Path, str, str]:
     """Return the folder in which the command was run, its stdout and its stderr."""
     folder = tmp_path_factory.mktemp("work")
     done = medtl_train(lung, *QUICK, "--window", "lung", "--hflip", "--no-augment", cwd=folder)
@@ -93,7 +99,9 @@ def test_stdout_shows_the_figures_of_metrics_json(typed: tuple[Path, str, str]) 
         )
 
 
-def test_an_existing_run_of_the_name_of_the_data_is_refused(lung: Path, tmp_path: Path) -> None:
+def test_an_existing_run_of_the_name_of_the_data_is_refused(
+    lung: Path, tmp_path: Path, medtl_train: Run
+) -> None:
     (tmp_path / "liver.v2").symlink_to(lung)  # the name is the one that was typed
     (tmp_path / "runs" / "liver.v2").mkdir(parents=True)
     (tmp_path / "runs" / "liver.v2" / "best.pt").write_bytes(b"mine")
@@ -103,7 +111,7 @@ def test_an_existing_run_of_the_name_of_the_data_is_refused(lung: Path, tmp_path
 
 
 def test_a_written_configuration_runs_again_and_an_option_wins(
-    typed: tuple[Path, str, str], lung: Path, tmp_path: Path
+    typed: tuple[Path, str, str], lung: Path, tmp_path: Path, medtl_train: Run
 ) -> None:
     folder, _, _ = typed
     written = folder / "runs" / "lung" / "config.toml"
@@ -132,13 +140,15 @@ def test_a_written_configuration_runs_again_and_an_option_wins(
     ],
 )
 def test_a_configuration_with_mistakes_is_refused(
-    content: str, message: str, lung: Path, tmp_path: Path
+    content: str, message: str, lung: Path, tmp_path: Path, medtl_train: Run
 ) -> None:
     (tmp_path / "c.toml").write_text(content)
     refused(medtl_train(lung, "--config", "c.toml", cwd=tmp_path), rf"c\.toml.*{message}")
 
 
-def test_a_configuration_that_is_not_there_is_refused(lung: Path, tmp_path: Path) -> None:
+def test_a_configuration_that_is_not_there_is_refused(
+    lung: Path, tmp_path: Path, medtl_train: Run
+) -> None:
     refused(medtl_train(lung, "--config", "no.toml", cwd=tmp_path), r"no\.toml: No such file")
 
 
@@ -151,7 +161,7 @@ def test_a_configuration_that_is_not_there_is_refused(lung: Path, tmp_path: Path
     ],
 )
 def test_a_value_that_cannot_be_honoured_is_refused_by_its_option(
-    arguments: list[str], message: str, lung: Path, tmp_path: Path
+    arguments: list[str], message: str, lung: Path, tmp_path: Path, medtl_train: Run
 ) -> None:
     refused(medtl_train(lung, *arguments, cwd=tmp_path), message)
     assert not list(tmp_path.iterdir())
@@ -162,7 +172,7 @@ def test_a_value_that_cannot_be_honoured_is_refused_by_its_option(
     [["--epoch", "3"], ["--epochs", "three"], ["--optimizer", "lion"], ["--threads", "0"], []],
 )
 def test_a_wrong_option_is_a_matter_of_usage(
-    arguments: list[str], lung: Path, tmp_path: Path
+    arguments: list[str], lung: Path, tmp_path: Path, medtl_train: Run
 ) -> None:
     data = [lung] if arguments else []
     done = medtl_train(*data, *arguments, cwd=tmp_path)
@@ -171,7 +181,7 @@ def test_a_wrong_option_is_a_matter_of_usage(
     assert "Traceback" not in done.stderr
 
 
-def test_bad_data_is_one_line_and_exit_code_two(tmp_path: Path) -> None:
+def test_bad_data_is_one_line_and_exit_code_two(tmp_path: Path, medtl_train: Run) -> None:
     refused(medtl_train("nowhere", *QUICK, cwd=tmp_path), "^error: nowhere: no such folder")
     assert not list(tmp_path.iterdir())
 
@@ -206,7 +216,7 @@ def metrics_of(run: Path) -> dict:
 
 
 def test_ctrl_c_keeps_the_last_checkpoint_and_resume_reaches_the_same_result(
-    lung: Path, tiny: Callable[..., TrainConfig], tmp_path: Path
+    lung: Path, tiny: Callable[..., TrainConfig], tmp_path: Path, medtl_train: Run
 ) -> None:
     config = tiny(epochs=8, window="lung", l2_sp=1e-3, patience=0)
     (tmp_path / "c.toml").write_text(to_toml(config), encoding="utf-8")

@@ -14,11 +14,12 @@ from click.testing import CliRunner, Result
 from medtl_runtime.decision import OperatingPoint
 from medtl_runtime.errors import OutputExists, UsageError
 from medtl_runtime.heads import Head
-from medtl_train import comparison, predictions
-from medtl_train.compare_cli import compare as command
-from medtl_train.compare_report import write_comparison
-from medtl_train.comparison import Run, compare, read_run
-from medtl_train.metrics import differences
+from medtl_train.compare import comparison
+from medtl_train.compare.cli import compare as command
+from medtl_train.compare.comparison import Run, compare, read_run
+from medtl_train.compare.report import write_comparison
+from medtl_train.evaluation import predictions
+from medtl_train.scoring.metrics import differences
 
 FINDING = Head(name="finding", classes=("healthy", "lesion"))
 STAGE = Head(name="stage", kind="ordinal", classes=("0", "1", "2"))

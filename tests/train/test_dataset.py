@@ -16,12 +16,12 @@ from PIL import Image
 from medtl_runtime.errors import OutputNotWritten, UsageError
 from medtl_runtime.recipe import HeaderVoi, Recipe
 from medtl_train.config import DataConfig
-from medtl_train.dataset import Dataset, build_dataset, folds
+from medtl_train.data.dataset import Dataset, build_dataset, folds
+from medtl_train.data.images import image_set, spread
+from medtl_train.data.labels import parse_questions
+from medtl_train.data.listing import read_again, write_splits
+from medtl_train.data.samples import SPLITS, Found, Sample, find_samples
 from medtl_train.errors import DataUnfit
-from medtl_train.images import image_set, spread
-from medtl_train.labels import parse_questions
-from medtl_train.listing import read_again, write_splits
-from medtl_train.samples import SPLITS, Found, Sample, find_samples
 
 GREY = Recipe(size=(32, 32), channels=1, window=HeaderVoi())
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from medtl_train.delong import area, paired_p_value
+from medtl_train.scoring.delong import area, paired_p_value
 
 
 def drawn(

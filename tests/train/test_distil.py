@@ -25,16 +25,17 @@ from medtl_train import checkpoint as checkpoints
 from medtl_train.checkpoint import About
 from medtl_train.config import DistilConfig, FitConfig, TrainConfig
 from medtl_train.console import Reporter
+from medtl_train.data.images import ImageSet
 from medtl_train.distil import distil
 from medtl_train.errors import CheckpointUnusable, Diverged, ImagesMissing, Interrupted, RunUnfit
 from medtl_train.finished import read_config, read_dataset, read_summary
-from medtl_train.fit import Fit
-from medtl_train.images import ImageSet
-from medtl_train.losses import distillation_loss
-from medtl_train.objective import Teacher
+from medtl_train.fitting.fit import Fit
+from medtl_train.fitting.losses import distillation_loss
+from medtl_train.fitting.objective import Teacher
+from medtl_train.fitting.predict import predict_logits
+from medtl_train.folders import OUTPUTS
 from medtl_train.options import config_from, flat, to_toml
-from medtl_train.predict import predict_logits
-from medtl_train.run import OUTPUTS, train
+from medtl_train.run import train
 
 CPU = torch.device("cpu")
 SIDE = 32
@@ -255,7 +256,8 @@ def teacher(lung: Path, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) ->
     data = Path(shutil.copytree(lung, folder / "lung"))
     (data / "lesion" / "empty.dcm").write_bytes(b"")
     config = tiny(
-        arch="mobilenet_v3_small", mode="head", head_lr=5e-3, head="mlp", lr=1e-4, hflip=True,
+        arch="mobilenet_v3_small", mode="head", head_lr=5e-3, head="mlp", lr=FitConfig.lr,
+        hflip=True,
         imbalance="class-weights", positive="healthy", window="lung", seed=3,
     )  # fmt: skip
     train(data, folder / "teacher", config, device=CPU)
@@ -327,11 +329,13 @@ def test_the_summary_says_who_the_teacher_was(teacher: Path, student: tuple[Path
             "digest": file_digest(teacher / "best.pt"),
             "validation": {"label": taught["validation"]["heads"]["label"]["metrics"]},
             "test": {"label": taught["test"]["heads"]["label"]["metrics"]},
+            "members": [],
         },
     }
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert file_digest(teacher / "best.pt") in report
     assert "Distilled from" in report
+    assert "Teacher and student" in report
     assert "Distilled from" not in (teacher / "report.html").read_text(encoding="utf-8")
     assert any(line.startswith("distilling mobilenet_v3_small") for line in notes)
     assert not any("not smaller" in line for line in notes)

@@ -13,7 +13,7 @@ import torch
 
 from medtl_runtime.errors import UsageError
 from medtl_train.cli import _work
-from medtl_train.distributed import ALONE, World, restarted, under_torchrun
+from medtl_train.fitting.distributed import ALONE, World, restarted, under_torchrun
 from medtl_train.options import config_from
 
 SCRIPT = Path(__file__).with_name("two_processes.py")

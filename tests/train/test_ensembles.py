@@ -3,6 +3,7 @@
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 
 from medtl_models.ensemble import Ensemble
 from medtl_runtime.errors import UsageError
+from medtl_runtime.heads import Head
 from medtl_train import checkpoint as checkpoints
 from medtl_train.config import TrainConfig
 from medtl_train.console import Reporter
-from medtl_train.dataset import Dataset
+from medtl_train.data.dataset import Dataset
 from medtl_train.ensembles import member_data, train_ensemble
 from medtl_train.errors import RunUnfit
 from medtl_train.finished import read_summary
@@ -133,3 +135,18 @@ def test_a_network_does_not_start_from_an_ensemble(
 def test_members_without_an_ensemble_are_refused(tiny: Tiny) -> None:
     with pytest.raises(UsageError, match="--members has no effect without --ensemble"):
         tiny(members=3)
+
+
+def test_values_need_not_all_be_drawn(dataset: Dataset, tiny: Tiny) -> None:
+    images = tuple(
+        replace(image, sample=replace(image.sample, labels=(str(number),)))
+        for number, image in enumerate(dataset.images["train"])
+    )
+    valued = replace(
+        dataset,
+        heads=(Head(name="size", kind="regression", mean=1.0, std=1.0),),
+        images={**dataset.images, "train": images},
+    )
+    found = member_data(valued, tiny(ensemble="bags"), 1, [], CPU)
+    drawn = {image.sample.labels for image in found.images["train"]}
+    assert 1 < len(drawn) < len(images)

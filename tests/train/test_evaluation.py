@@ -23,16 +23,16 @@ from medtl_runtime.decision import OperatingPoint, probabilities
 from medtl_runtime.errors import UsageError
 from medtl_runtime.heads import Head, columns_of, width
 from medtl_train import checkpoint as checkpoints
-from medtl_train import predictions
-from medtl_train.assessment import assess
 from medtl_train.config import EvaluationConfig, TrainConfig
-from medtl_train.evaluation import fit_decisions, require_effect
-from medtl_train.images import ImageSet, image_set
-from medtl_train.listing import read_again
-from medtl_train.metrics import measure
-from medtl_train.predict import predict_logits
+from medtl_train.data.images import ImageSet, image_set
+from medtl_train.data.listing import read_again
+from medtl_train.evaluation import predictions
+from medtl_train.evaluation.evaluate import fit_decisions, require_effect
+from medtl_train.fitting.predict import predict_logits
 from medtl_train.run import train
-from medtl_train.scored import score
+from medtl_train.scoring.assessment import assess
+from medtl_train.scoring.metrics import measure
+from medtl_train.scoring.scored import score
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from medtl_runtime.heads import Head, columns_of
-from medtl_train.features import STRENGTHS, LinearWeights, solve
+from medtl_train.fitting.features import STRENGTHS, LinearWeights, solve
 
 NAN = np.nan
 SIDE = Head(name="side", classes=("left", "right"))
@@ -95,3 +95,17 @@ def test_a_question_with_one_answer_only_gives_its_frequency(embeddings: np.ndar
     for _, one in solve([CYST], embeddings, targets, balanced=False):
         assert (one.weight == 0).all()
         assert one.bias == pytest.approx([np.log(0.5 / 9.5)])
+
+
+@pytest.mark.parametrize("shown", [(0,), (2,), (0, 2), (0, 1, 2)])
+def test_a_class_that_no_image_shows_is_never_likely_and_never_certain_to_be_absent(
+    embeddings: np.ndarray, shown: tuple[int, ...]
+) -> None:
+    targets = np.resize(shown, COUNT)[:, None].astype(float)
+    for _, weights in solve((ORGAN,), embeddings, targets, balanced=False):
+        chances = ORGAN.probabilities(weights.logits(embeddings))
+        absent = [k for k in range(3) if k not in shown]
+        assert (chances > 0).all()
+        assert (chances[:, absent] < 0.05).all()
+        if len(shown) == 1:
+            assert (chances[:, shown[0]] > 0.95).all()

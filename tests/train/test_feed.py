@@ -7,9 +7,9 @@ import torch
 from medtl_runtime.errors import UsageError
 from medtl_runtime.recipe import as_batch
 from medtl_train.config import AugmentConfig
-from medtl_train.distributed import World
-from medtl_train.feed import Batch, Feed
-from medtl_train.images import ImageSet
+from medtl_train.data.images import ImageSet
+from medtl_train.fitting.distributed import World
+from medtl_train.fitting.feed import Batch, Feed
 
 CPU = torch.device("cpu")
 OFF = AugmentConfig(augment=False)

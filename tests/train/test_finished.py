@@ -11,9 +11,9 @@ import torch
 from medtl_train import checkpoint as checkpoints
 from medtl_train.config import TrainConfig
 from medtl_train.console import Reporter
+from medtl_train.data.samples import SPLITS
 from medtl_train.finished import read_config, read_dataset, read_images, read_summary
 from medtl_train.run import prepare, train
-from medtl_train.samples import SPLITS
 
 Tiny = Callable[..., TrainConfig]
 

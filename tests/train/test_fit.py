@@ -20,14 +20,15 @@ from medtl_train import checkpoint as checkpoints
 from medtl_train.checkpoint import About
 from medtl_train.config import TrainConfig
 from medtl_train.config.effects import idle_options
+from medtl_train.data.images import ImageSet
 from medtl_train.errors import Diverged
-from medtl_train.features import STRENGTHS, solve
-from medtl_train.feed import batches_an_epoch
-from medtl_train.fit import Fit
-from medtl_train.images import ImageSet
+from medtl_train.fitting import features
+from medtl_train.fitting.features import STRENGTHS, solve
+from medtl_train.fitting.feed import batches_an_epoch
+from medtl_train.fitting.fit import Fit
+from medtl_train.fitting.predict import predict_embeddings, predict_logits
+from medtl_train.fitting.progress import Progress
 from medtl_train.options import config_from, flat
-from medtl_train.predict import predict_embeddings, predict_logits
-from medtl_train.progress import Progress
 
 CPU = torch.device("cpu")
 SIDE = 32
@@ -51,7 +52,7 @@ def image_set(per_class: int, seed: int, *, flipped: bool = False) -> ImageSet:
 
 PLAIN = {
     "epochs": 2, "batch_size": 4, "lr": 1e-3, "patience": 0, "augment": False, "ema": 0.0,
-    "lr_decay": 1.0, "mixup": 0.0,
+    "lr_decay": 1.0, "mixup": 0.0, "mode": "head-then-all",
 }  # fmt: skip
 
 
@@ -407,16 +408,95 @@ def test_solved_heads_are_what_scikit_learn_says(tmp_path: Path) -> None:
     )  # fmt: skip
     before = state_of(fit.network.backbone)
     progress = run(fit)
-    assert column(progress, "epoch") == list(range(1, len(STRENGTHS) + 1))
-    assert progress.best_epoch == 1 + int(np.argmax(column(progress, "monitored")))
+    (row,) = progress.history
+    assert (row["epoch"], progress.best_epoch) == (1, 1)
     kept = checkpoints.load(tmp_path / "best.pt")
     assert all(torch.equal(t, kept.network[f"backbone.{n}"]) for n, t in before.items())
     embeddings = predict_embeddings(fit.network, fit.train.pixels, CPU)
     solutions = dict(solve(HEADS, embeddings, fit.train.targets, balanced=False))
-    expected = solutions[STRENGTHS[progress.best_epoch - 1]]
     val = predict_embeddings(fit.network, fit.val.pixels, CPU)
+    scores = {
+        strength: fit.selection.score(fit.selection.measure(weights.logits(val)))
+        for strength, weights in solutions.items()
+    }
+    best = max(STRENGTHS, key=lambda strength: scores[strength])
+    assert row["phase"] == f"solved, C={best:.2g}"
+    expected = solutions[best]
     found = predict_logits(kept.restore(), fit.val.pixels, CPU)
     np.testing.assert_allclose(found, expected.logits(val), rtol=1e-3, atol=1e-3)
+
+
+def test_the_fit_goes_on_from_the_solved_head(tmp_path: Path) -> None:
+    """Its first epoch is the solution, kept where nothing after it is better on validation."""
+    fit = make(
+        tmp_path, arch="squeezenet1_1", mode="solve-then-all", pretrained=True, epochs=3,
+        train=image_set(20, 0), lr=1e-30, ema=0.5, dropout=0.0,
+    )  # fmt: skip
+    before, steps = state_of(fit.network.backbone), []
+    expected = fit.steps_left
+    progress = fit.run(nothing, lambda: steps.append(1))
+    assert len(steps) == expected == 2 * 10
+    assert [phase[:6] for phase in column(progress, "phase")] == ["solved", "all", "all"]
+    solution = run(make(tmp_path / "alone", arch="squeezenet1_1", mode="features",
+                        train=image_set(20, 0)))  # fmt: skip
+    assert progress.history[0]["val_loss"] == pytest.approx(solution.history[0]["val_loss"])
+    # At a learning rate of nothing all epochs are the solution, and so is the moving average.
+    losses = column(progress, "val_loss")
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-3)
+    kept = checkpoints.load(tmp_path / "best.pt").network
+    for name, tensor in before.items():
+        torch.testing.assert_close(kept[f"backbone.{name}"], tensor, rtol=0, atol=1e-20)
+
+
+def test_a_head_that_came_with_the_weights_stays_where_no_solution_is_better(
+    tmp_path: Path,
+) -> None:
+    options: dict[str, Any] = {"arch": "squeezenet1_1", "train": image_set(20, 0)}
+    options |= {"val": image_set(4, 1)}
+    run(make(tmp_path, mode="features", **options))
+    solved = checkpoints.load(tmp_path / "last.pt").network
+
+    def first_phase(*, sign: int) -> str:
+        fit = make(tmp_path, mode="solve-then-all", pretrained=True, **options)
+        fit.network.load_state_dict(solved)
+        with torch.no_grad():
+            for parameter in fit.network.head.linear.parameters():
+                parameter.mul_(sign * 1e5)  # surer; where it is right, of less loss
+        fit.knows_head = True
+        return column(run(fit), "phase")[0]
+
+    assert first_phase(sign=1) == "as it came"
+    assert first_phase(sign=-1).startswith("solved, C=")
+
+
+def test_of_many_images_a_start_is_solved_with_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "ENOUGH", 10)
+    seen = []
+    embed = features.predict_embeddings
+
+    def watched(network: Network, pixels: Any, *more: Any) -> np.ndarray:
+        seen.append(len(pixels))
+        return embed(network, pixels, *more)
+
+    monkeypatch.setattr(features, "predict_embeddings", watched)
+    options = {"arch": "squeezenet1_1", "train": image_set(20, 0)}
+    run(make(tmp_path, mode="solve-then-all", epochs=2, pretrained=True, **options))
+    run(make(tmp_path, mode="features", **options))
+    assert seen == [10, 8, 40, 8]
+
+
+def test_damaged_weights_are_an_error_in_words(tmp_path: Path) -> None:
+    fit = make(tmp_path, arch="squeezenet1_1", mode="solve-then-all", pretrained=True)
+    next(fit.network.backbone.parameters()).data.fill_(float("nan"))
+    with pytest.raises(Diverged, match="features of the network are not finite"):
+        run(fit)
+
+
+def test_random_weights_have_no_head_to_solve_for(tmp_path: Path) -> None:
+    fit = make(tmp_path, arch="squeezenet1_1", mode="solve-then-all", epochs=1)
+    assert column(run(fit), "phase") == ["all"]
 
 
 def test_a_head_is_solved_for_once(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from medtl_runtime.intended_use import ATTRIBUTES
 from medtl_runtime.reading import read_scan
 from medtl_runtime.scan import Header
-from medtl_train.headers import summarise
+from medtl_train.data.headers import summarise
 
 
 def test_codes_are_counted_and_numbers_have_a_range() -> None:

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from medtl_runtime.heads import Head
-from medtl_train.imbalance import class_counts, class_weights, prior_logits, sampling_weights
+from medtl_train.fitting.imbalance import (
+    class_counts,
+    class_weights,
+    prior_logits,
+    sampling_weights,
+)
 
 NAN = np.nan
 ORGAN = Head(name="organ", classes=("a", "b", "c"))

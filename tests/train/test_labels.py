@@ -7,8 +7,7 @@ import pytest
 
 from medtl_runtime.errors import UsageError
 from medtl_runtime.heads import Head
-from medtl_train.errors import DataUnfit
-from medtl_train.labels import (
+from medtl_train.data.labels import (
     BINARY,
     Question,
     heads_of,
@@ -17,6 +16,7 @@ from medtl_train.labels import (
     read_answer,
     targets_of,
 )
+from medtl_train.errors import DataUnfit
 
 
 def test_a_column_alone_asks_for_classes() -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medtl_runtime.heads import Head, columns_of, width
-from medtl_train.losses import class_costs, distillation_loss, step_costs, value_costs
+from medtl_train.fitting.losses import class_costs, distillation_loss, step_costs, value_costs
 
 NAN = math.nan
 LESION = Head(name="lesion", classes=("no", "benign", "malignant"))

@@ -13,20 +13,18 @@ from numpy.typing import NDArray
 from medtl_runtime.calibration import choose_operating_point
 from medtl_runtime.decision import OperatingPoint
 from medtl_runtime.heads import Head, width
-from medtl_train.assessment import assess_head
-from medtl_train.metrics import (
+from medtl_train.scoring.assessment import assess_head
+from medtl_train.scoring.metrics import (
     NAMES,
     ORDINAL,
     VALUES,
-    Scored,
     differences,
     measure,
     measure_with_intervals,
     measurer,
     monitored,
-    score,
 )
-from medtl_train.scored import ScoredValues
+from medtl_train.scoring.scored import Scored, ScoredValues, score
 
 BINARY = ("healthy", "lesion")
 

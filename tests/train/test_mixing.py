@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from medtl_train.config import RegularisationConfig
-from medtl_train.feed import Batch
-from medtl_train.mixing import Part, mix, unmixed
+from medtl_train.fitting.feed import Batch
+from medtl_train.fitting.mixing import Part, mix, unmixed
 
 COUNT, SIDE = 200, 16
 

@@ -13,8 +13,8 @@ from medtl_models.network import Network
 from medtl_runtime.errors import UsageError
 from medtl_runtime.heads import Head, columns_of, width
 from medtl_train.config import TrainConfig
-from medtl_train.mixing import Part, unmixed
-from medtl_train.objective import Objective, head_weights, penalty, validation_loss
+from medtl_train.fitting.mixing import Part, unmixed
+from medtl_train.fitting.objective import Objective, head_weights, penalty, validation_loss
 from medtl_train.options import config_from
 
 NAN = math.nan

@@ -11,7 +11,7 @@ from medtl_models.network import Network
 from medtl_models.stages import parameters_by_stage
 from medtl_runtime.errors import UsageError
 from medtl_train.config import FitConfig
-from medtl_train.optimisation import (
+from medtl_train.fitting.optimisation import (
     Phase,
     freezes_norms,
     learning_rate,
@@ -34,26 +34,30 @@ def network() -> Network:
 
 
 PLAIN = {"lr_decay": 1.0}
+LP_FT = {"mode": "head-then-all"}
 
 
 @pytest.mark.parametrize(
     ("changes", "pretrained", "expected"),
     [
-        ({}, True, [("head", 3, 1e-3), ("all", 27, 1e-4)]),
-        ({}, False, [("all", 30, 1e-4)]),
+        ({}, True, [("solved", 1, None), ("all", 29, 3e-4)]),
+        ({}, False, [("all", 30, 3e-4)]),
+        ({"epochs": 1}, True, [("all", 1, 3e-4)]),
         ({"mode": "head"}, True, [("head", 30, 1e-3)]),
         ({"mode": "head"}, False, [("head", 30, 1e-3)]),
-        ({"mode": "all"}, True, [("all", 30, 1e-4)]),
-        ({"mode": "features"}, True, []),
-        ({"head_epochs": 0}, True, [("all", 30, 1e-4)]),
-        ({"epochs": 2}, True, [("head", 1, 1e-3), ("all", 1, 1e-4)]),
-        ({"epochs": 1}, True, [("all", 1, 1e-4)]),
-        ({"lr": 0.5, "head_lr": 0.25}, True, [("head", 3, 0.25), ("all", 27, 0.5)]),
+        ({"mode": "all"}, True, [("all", 30, 3e-4)]),
+        ({"mode": "features"}, True, [("solved", 1, None)]),
+        ({"mode": "features"}, False, [("solved", 1, None)]),
+        (LP_FT, False, [("all", 30, 3e-4)]),
+        (LP_FT | {"head_epochs": 0}, True, [("all", 30, 3e-4)]),
+        (LP_FT | {"epochs": 2}, True, [("head", 1, 1e-3), ("all", 1, 3e-4)]),
+        (LP_FT | {"epochs": 1}, True, [("all", 1, 3e-4)]),
+        (LP_FT | {"lr": 0.5, "head_lr": 0.25}, True, [("head", 3, 0.25), ("all", 27, 0.5)]),
     ],
 )
 def test_phases_follow_the_mode(changes: dict, pretrained: bool, expected: list) -> None:
     found = phases(config_from(changes), ARCH, pretrained=pretrained)
-    assert [(p.name, p.epochs, p.peak) for p in found] == expected
+    assert [(p.name, p.epochs, None if p.solves else p.peak) for p in found] == expected
 
 
 def test_gradual_thaws_one_stage_after_the_other_from_the_last() -> None:

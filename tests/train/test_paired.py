@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 
 from medtl_runtime.decision import OperatingPoint
-from medtl_train.delong import paired_p_value
-from medtl_train.paired import areas, decisions, holm
-from medtl_train.scored import Scored
+from medtl_train.scoring.delong import paired_p_value
+from medtl_train.scoring.paired import areas, decisions, holm
+from medtl_train.scoring.scored import Scored
 
 
 def model(chance: NDArray, labels: NDArray, images: int = 1) -> Scored:

@@ -6,8 +6,8 @@ import torch
 from medtl_runtime.errors import UsageError
 from medtl_train.config import SpeedConfig
 from medtl_train.config.speed import PrecisionName
+from medtl_train.fitting.precision import autocast, choose_precision, compiles, tuned
 from medtl_train.options import config_from
-from medtl_train.precision import autocast, choose_precision, compiles, tuned
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -10,8 +10,8 @@ from PIL import Image
 from medtl_runtime.errors import UsageError
 from medtl_runtime.recipe import FixedWindow, HeaderVoi
 from medtl_train.config import ImageConfig
-from medtl_train.recipes import decide_recipe
-from medtl_train.samples import Sample
+from medtl_train.data.recipes import decide_recipe
+from medtl_train.data.samples import Sample
 
 WIDE = FixedWindow(centre=0.0, width=2048.0)
 

@@ -9,13 +9,13 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from medtl_runtime.decision import OperatingPoint
-from medtl_train.reliability import (
+from medtl_train.scoring.reliability import (
     calibration_errors,
     claims,
     slope_and_intercept,
     squared_errors,
 )
-from medtl_train.scored import Scored
+from medtl_train.scoring.scored import Scored
 
 
 def two_classes(

@@ -19,11 +19,11 @@ from PIL import Image
 
 from medtl_runtime.decision import OperatingPoint
 from medtl_runtime.heads import Head, width
-from medtl_train.assessment import assess_head
-from medtl_train.metrics import NAMES
-from medtl_train.report import Example, write_report
-from medtl_train.scored import Answers, default_point, positive_of, score
-from medtl_train.subgroups import METRICS
+from medtl_train.evaluation.report import Example, write_report
+from medtl_train.evaluation.subgroups import METRICS
+from medtl_train.scoring.assessment import assess_head
+from medtl_train.scoring.metrics import NAMES
+from medtl_train.scoring.scored import Answers, default_point, positive_of, score
 
 BINARY = ("healthy", "lesion")
 THREE = ("no finding", "pneumonia, probably bacterial", "interstitial pattern of unknown origin")
@@ -551,7 +551,7 @@ def test_the_same_input_gives_the_same_bytes_whatever_matplotlib_is_set_to(tmp_p
 
 
 def test_no_window_system_is_touched():
-    code = "import sys, medtl_train.report; print('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, medtl_train.evaluation.report; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -19,8 +19,9 @@ from medtl_train import checkpoint as checkpoints
 from medtl_train.config import TrainConfig
 from medtl_train.console import Reporter
 from medtl_train.errors import CheckpointUnusable, DataUnfit, Interrupted, RunUnfit
+from medtl_train.folders import OUTPUTS
 from medtl_train.options import config_from, flat, to_toml
-from medtl_train.run import OUTPUTS, prepare, train
+from medtl_train.run import prepare, train
 
 CPU = torch.device("cpu")
 Tiny = Callable[..., TrainConfig]
@@ -197,12 +198,15 @@ def test_data_that_are_refused_leave_no_folder(tiny: Tiny, tmp_path: Path) -> No
 def test_a_run_can_start_from_another_of_the_same_classes(
     finished: Path, lung: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
-    config = tiny(from_run=(str(finished),), weights=None, arch=None, head_epochs=1, epochs=2)
+    config = tiny(from_run=(str(finished),), weights=None, arch=None, epochs=2)
     summary = train(lung, tmp_path / "run", config, device=CPU)
     assert summary["network"]["arch"] == "squeezenet1_1"  # that of the other run
     assert summary["transfer"] == {"source": str(finished), "tensors": 52, "skipped": []}
     with (tmp_path / "run" / "history.csv").open(newline="") as file:
-        assert [row["phase"] for row in csv.DictReader(file)] == ["head", "all"]
+        phases = [row["phase"] for row in csv.DictReader(file)]
+    # Its head answers the same question, so that it is left where no solution is better.
+    assert phases[0] == "as it came" or phases[0].startswith("solved, C=")
+    assert phases[1:] == ["all"]
 
 
 def test_a_run_of_other_classes_gives_its_backbone_and_drops_its_head(
@@ -226,7 +230,7 @@ def test_a_run_of_more_classes_drops_its_head_and_needs_no_positive_class(
     finished: Path, tiny: Tiny, tmp_path: Path, write_image: Callable
 ) -> None:
     data = write_folder(tmp_path / "data", write_image, "a", "b", "c")
-    config = tiny(from_run=(str(finished),), weights=None, arch=None, head="mlp")
+    config = tiny(from_run=(str(finished),), weights=None, arch=None, head="mlp", mode="all")
     summary = train(data, tmp_path / "run", config, device=CPU)
     assert len(summary["transfer"]["skipped"]) == 2
     head = summary["heads"]["label"]
@@ -295,7 +299,7 @@ def test_colour_and_offline_weights_from_a_file(
         for k in range(8):
             write_image(tmp_path / "data" / label / f"{k}.png", 50 * c + k, colour=True)
     weights = real_data / "weights" / "squeezenet1_1_imagenet.pth"
-    config = tiny(weights=str(weights), epochs=2, head_epochs=1)
+    config = tiny(weights=str(weights), epochs=2)
     summary = train(tmp_path / "data", tmp_path / "run", config, device=CPU)
     assert summary["recipe"]["channels"] == 3
     assert summary["transfer"]["source"] == str(weights)
@@ -333,7 +337,7 @@ def without_time(summary: dict[str, Any]) -> dict[str, Any]:
     return {**summary, "training": training}
 
 
-LONGER = {"epochs": 3, "head_epochs": 1, "weights": None, "arch": None}
+LONGER = {"epochs": 3, "weights": None, "arch": None}
 
 
 def test_an_interrupted_run_resumes_to_the_same_files(
@@ -452,7 +456,7 @@ def test_real_medmnist_trains_from_real_weights(
         few = {name: arrays[name][:60] for name in arrays.files}
     np.savez(tmp_path / "few.npz", **few)
     weights = str(real_data / "weights" / "squeezenet1_1_imagenet.pth")
-    config = tiny(weights=weights, epochs=2, head_epochs=1, positive="0")
+    config = tiny(weights=weights, epochs=2, positive="0")
     summary = train(tmp_path / "few.npz", tmp_path / "run", config, device=CPU)
     assert summary["data"]["targets"]["val"]["label"]["counts"].keys() == {"0", "1"}
     assert summary["data"]["patients_known"] is False

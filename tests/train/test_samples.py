@@ -12,9 +12,9 @@ import pytest
 
 from medtl_runtime.errors import ScanNotFound
 from medtl_train.config import DataConfig
+from medtl_train.data.labels import class_names
+from medtl_train.data.samples import Sample, find_samples
 from medtl_train.errors import DataUnfit
-from medtl_train.labels import class_names
-from medtl_train.samples import Sample, find_samples
 
 DEFAULT = DataConfig()
 

@@ -8,8 +8,8 @@ import pytest
 from sklearn.metrics import r2_score, roc_auc_score
 
 from medtl_runtime.heads import Head
+from medtl_train.fitting.selection import Selection
 from medtl_train.options import config_from
-from medtl_train.selection import Selection
 
 SIDE = Head(name="side", classes=("left", "right"))
 SIZE = Head(name="size", kind="regression", mean=30.0, std=10.0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from medtl_runtime.heads import Head
+from medtl_train.data.splits import fold_numbers, folds_by_patient, split_by_patient, strata_of
 from medtl_train.errors import DataUnfit
-from medtl_train.splits import fold_numbers, folds_by_patient, split_by_patient, strata_of
 
 BOTH = {"val": 0.15, "test": 0.15}
 

@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from medtl_runtime.recipe import as_batch
-from medtl_train.staging import OnDevice, OnHost, Streamed, as_floats, as_signed, full_scale, stage
+from medtl_train.fitting.staging import (
+    OnDevice,
+    OnHost,
+    Streamed,
+    as_floats,
+    as_signed,
+    full_scale,
+    stage,
+)
 
 CPU = torch.device("cpu")
 PIXELS = np.random.default_rng(0).integers(0, 2**16, (40, 3, 6, 5)).astype(np.uint16)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from medtl_models.network import Network
 from medtl_train.config import SpeedConfig
 from medtl_train.errors import MemoryTooSmall
-from medtl_train.feed import Batch
-from medtl_train.memory import parts_that_fit, tried
-from medtl_train.precision import place
-from medtl_train.stepper import Forward, Losses, Stepper
+from medtl_train.fitting.feed import Batch
+from medtl_train.fitting.memory import parts_that_fit, tried
+from medtl_train.fitting.precision import place
+from medtl_train.fitting.stepper import Forward, Losses, Stepper
 
 CPU = torch.device("cpu")
 

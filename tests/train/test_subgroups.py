@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from medtl_runtime.decision import OperatingPoint
 from medtl_runtime.scan import Header
-from medtl_train.metrics import Scored, ScoredValues, measure, measure_with_intervals
-from medtl_train.subgroups import (
+from medtl_train.evaluation.subgroups import (
     METRICS,
     MOST_VALUES,
     OF_GRADES,
@@ -21,6 +20,8 @@ from medtl_train.subgroups import (
     evaluate_subgroups,
     subgroups,
 )
+from medtl_train.scoring.metrics import measure, measure_with_intervals
+from medtl_train.scoring.scored import Scored, ScoredValues
 
 
 def images(count: int, **fields: Any) -> list[Header]:

@@ -14,9 +14,9 @@ from medtl_runtime.heads import Head
 from medtl_runtime.modelfile import Description, SelfTest
 from medtl_runtime.recipe import FixedWindow, HeaderVoi, Recipe, as_batch
 from medtl_train.config import DataConfig
-from medtl_train.dataset import build_dataset, read_all
-from medtl_train.labels import parse_questions
-from medtl_train.samples import Found, Sample, find_samples
+from medtl_train.data.dataset import build_dataset, read_all
+from medtl_train.data.labels import parse_questions
+from medtl_train.data.samples import Found, Sample, find_samples
 
 RECIPES = [
     Recipe(size=(64, 64), channels=3, window=HeaderVoi()),

@@ -15,10 +15,10 @@ from medtl_runtime.recipe import HeaderVoi, Recipe
 from medtl_train import checkpoint as checkpoints
 from medtl_train.checkpoint import About
 from medtl_train.config import TrainConfig
-from medtl_train.distributed import ALONE, World, joined
-from medtl_train.feed import Feed
-from medtl_train.fit import Fit
-from medtl_train.images import ImageSet
+from medtl_train.data.images import ImageSet
+from medtl_train.fitting.distributed import ALONE, World, joined
+from medtl_train.fitting.feed import Feed
+from medtl_train.fitting.fit import Fit
 from medtl_train.options import config_from
 
 SIDE = 32
@@ -44,7 +44,7 @@ def images(count: int, seed: int) -> ImageSet:
 def config(**options: object) -> TrainConfig:
     """Return options that leave nothing to chance but the order."""
     given = {
-        "epochs": 3, "batch_size": 10, "lr": 1e-3, "patience": 0, "augment": False, "dropout": 0.0,
+        "epochs": 3, "batch_size": 10, "lr": 3e-4, "patience": 0, "augment": False, "dropout": 0.0,
         "mode": "all", "mixup": 0.0,
     }  # fmt: skip
     return config_from({**given, **options})

@@ -15,26 +15,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from medtl_train.config import TrainConfig
-    from medtl_train.distributed import World
+    from medtl_train.fitting.distributed import World
 
 # Commands within the command, each a module of its own.
-_SUBCOMMANDS = {"compare": "medtl_train.compare_cli"}
-
-_SHOWN = (
-    "auroc",
-    "average_precision",
-    "accuracy",
-    "balanced_accuracy",
-    "f1",
-    "recall",
-    "precision",
-    "specificity",
-    "quadratic_weighted_kappa",
-    "mae",
-    "rmse",
-    "r2",
-)
-"""Metrics on standard output; the report has more."""
+_SUBCOMMANDS = {"compare": "medtl_train.compare.cli"}
 
 _NEEDED = ("torch", "torchvision", "sklearn", "matplotlib", "jinja2", "polars")
 
@@ -94,7 +78,7 @@ def train(
 
     from medtl_train.console import Reporter
     from medtl_train.device import choose_device
-    from medtl_train.distributed import joined, restarted
+    from medtl_train.fitting.distributed import joined, restarted
 
     chosen = choose_device(device)
     if threads is not None:
@@ -109,7 +93,7 @@ def train(
             settings,
             device=own,
             resume=resume or again,
-            overwrite=overwrite and not again,
+            overwrite=(overwrite or restarted()) and not again,
             reporter=Reporter(quiet=quiet or not world.first),
         )
     if world.first:
@@ -171,12 +155,16 @@ def _table(title: str | None, splits: dict[str, dict[str, Any]]) -> "Table":
     from rich import box
     from rich.table import Table
 
+    from medtl_train.scoring.metrics import NAMES
+
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric")
     for name, evaluation in splits.items():
         table.add_column(f"{name}, n={evaluation['images']}", justify="right")
+    # The report has the others, too.
+    shown = (*NAMES, "quadratic_weighted_kappa", "mae", "rmse", "r2")
     first = next(iter(splits.values()))
-    for metric in [name for name in first["metrics"] if name in _SHOWN]:
+    for metric in [name for name in first["metrics"] if name in shown]:
         cells = [_cell(evaluation["metrics"][metric]) for evaluation in splits.values()]
         table.add_row(metric.replace("_", " "), *cells)
     return table

@@ -6,31 +6,29 @@ What it gives is an estimate of the recipe, and no network to use: that is train
 data, with a test set of its own, or as an ensemble (`--ensemble folds`).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 
 from medtl_runtime import __version__
-from medtl_runtime.files import write_text
-from medtl_train import predictions
-from medtl_train.assessment import assess
 from medtl_train.config import DataConfig, TrainConfig
 from medtl_train.console import Reporter
-from medtl_train.dataset import Dataset, folds
-from medtl_train.finished import read_summary
+from medtl_train.data.dataset import Dataset, folds
+from medtl_train.evaluation import predictions
+from medtl_train.evaluation.report import write_report
+from medtl_train.finished import write_summary
+from medtl_train.folders import begin, require_free, train_unless_finished
 from medtl_train.options import flat
-from medtl_train.report import write_report
-from medtl_train.run import begin, prepare, require_free, train_on
-from medtl_train.scored import default_point
+from medtl_train.run import prepare, train_on
+from medtl_train.scoring.assessment import assess
+from medtl_train.scoring.scored import default_point
 from medtl_train.sources import best_origin
 from medtl_train.start import find_origins
-from medtl_train.summary import describe_data, describe_heads
+from medtl_train.summary import describe_data, describe_heads, describe_trainings
 
 FOLDS = "folds"
 
@@ -52,7 +50,7 @@ def cross_validate(
     Returns
     -------
     What ``metrics.json`` holds: ``test``, of all images of all folds; and ``folds``, the test
-    metrics of each.
+    metrics of each, and those of the external images, of which every fold tests all.
 
     Raises
     ------
@@ -69,15 +67,14 @@ def cross_validate(
     for number, part in enumerate(folds(dataset, config.data, seed=config.fit.seed), start=1):
         reporter.note(f"fold {number} of {config.data.folds * config.data.repeats}")
         run = folder / FOLDS / str(number)
-        if resume and (run / "metrics.json").is_file():
-            summaries.append(read_summary(run))
-            continue
-        interrupted = resume and (run / "last.pt").is_file()
-        origin = best_origin(origins, part, config, device, reporter)
-        found = train_on(
-            data, part, origin, run, own, device=device, resume=interrupted, reporter=reporter
-        )
-        summaries.append(found)
+
+        def fold(resume: bool, part: Dataset = part, run: Path = run) -> dict[str, Any]:
+            origin = best_origin(origins, part, config, device, reporter)
+            return train_on(
+                data, part, origin, run, own, device=device, resume=resume, reporter=reporter
+            )
+
+        summaries.append(train_unless_finished(run, fold, resume=resume))
     summary = _describe(data, folder, dataset, config, summaries)
     return _evaluate(folder, summary, dataset, config)
 
@@ -91,7 +88,6 @@ def _describe(
 ) -> dict[str, Any]:
     """Return what is known before the folds are put together, as JSON values."""
     first = folds[0]
-    trained = [one["training"] for one in folds]
     return {
         "name": folder.name,
         "medtl_version": __version__,
@@ -102,15 +98,11 @@ def _describe(
         "data": describe_data(data, dataset),
         "config": flat(config),
         **{key: first[key] for key in ("recipe", "network", "transfer")},
-        "training": {
-            "epochs": sum(one["epochs"] for one in trained),
-            "seconds": round(sum(one["seconds"] for one in trained), 1),
-            **{key: trained[0][key] for key in ("device", "versions")},
-        },
+        "training": describe_trainings(folds),
         "validation": None,
         "external": None,
         "folds": [
-            {"run": f"{FOLDS}/{number}", "test": one["test"]}
+            {"run": f"{FOLDS}/{number}", "test": one["test"], "external": one["external"]}
             for number, one in enumerate(folds, start=1)
         ],
     }
@@ -125,17 +117,17 @@ def _evaluate(
     comparable; decisions are those of the more probable class, since each fold chose an operating
     point of its own. An image counts once a repeat; the bootstrap draws patients.
     """
-    rows = pl.concat(
+    tables = [
         predictions.read(folder / one["run"], "test", dataset.heads) for one in summary["folds"]
-    )
+    ]
+    predictions.write(folder / predictions.NAME, tables)
+    rows = predictions.read(folder, "test", dataset.heads)
     answers = {
         head.name: predictions.answers_of(rows, head, default_point(head, config.data.positive))
         for head in dataset.heads
     }
     patients = rows["patient"].to_numpy().astype(np.str_)
     summary["test"] = assess(answers, patients, seed=config.fit.seed)
-    rows.write_parquet(folder / predictions.NAME)
-    write_text(folder / "metrics.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     write_report(
         folder / "report.html",
         metrics=summary,
@@ -143,4 +135,5 @@ def _evaluate(
         answers={"test": answers},
         examples=(),
     )
+    write_summary(folder, summary)
     return summary

@@ -21,9 +21,10 @@ from medtl_train.config import DistilConfig, TrainConfig
 from medtl_train.config.effects import idle_options
 from medtl_train.console import Reporter
 from medtl_train.finished import read_config, read_dataset, read_summary
-from medtl_train.objective import Teacher
+from medtl_train.fitting.objective import Teacher
+from medtl_train.folders import begin, refuse_existing_run
 from medtl_train.options import config_from, flat
-from medtl_train.run import begin, complete, refuse_existing_run, start
+from medtl_train.run import complete, start
 from medtl_train.start import find_origins
 from medtl_train.summary import describe_run
 
@@ -70,7 +71,8 @@ def distil(
     -------
     What the student's ``metrics.json`` holds: that of any run, and ``distillation`` with
     ``temperature``, ``alpha`` and ``teacher`` (name, arch, parameters, digest of its best.pt, its
-    validation and test metrics; None without a test split).
+    validation and test metrics; None without a test split; and those of its ``members``, if it is
+    an ensemble).
 
     Raises
     ------
@@ -188,6 +190,14 @@ def _describe(taught: _Taught, settings: DistilConfig) -> dict[str, Any]:
             "digest": taught.digest,
             "validation": _metrics(summary["validation"]),
             "test": _metrics(summary["test"]),
+            "members": [
+                {
+                    "run": one["run"],
+                    "validation": _metrics(one["validation"]),
+                    "test": _metrics(one["test"]),
+                }
+                for one in summary.get("members", [])
+            ],
         },
     }
 

@@ -16,24 +16,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medtl_runtime.heads import columns_of
+from medtl_runtime.heads import Head, columns_of
 from medtl_train import checkpoint as checkpoints
 from medtl_train.checkpoint import Checkpoint
 from medtl_train.config import EnsembleConfig, TrainConfig
 from medtl_train.console import Reporter
-from medtl_train.dataset import Dataset, fingerprint_of
+from medtl_train.data.dataset import Dataset, fingerprint_of
+from medtl_train.data.images import Image, targets_array
+from medtl_train.data.listing import write_splits
+from medtl_train.data.splits import fold_numbers, strata_of
 from medtl_train.errors import DataUnfit
-from medtl_train.evaluation import evaluate_run
-from medtl_train.finished import read_summary
-from medtl_train.fit import predict_logits
-from medtl_train.images import Image, targets_array
-from medtl_train.listing import write_splits
+from medtl_train.evaluation.evaluate import evaluate_run
+from medtl_train.fitting.predict import predict_logits
+from medtl_train.folders import begin, require_free, train_unless_finished
 from medtl_train.options import flat
-from medtl_train.run import begin, prepare, require_free, train_on
+from medtl_train.run import prepare, train_on
 from medtl_train.sources import best_origin
-from medtl_train.splits import fold_numbers, strata_of
 from medtl_train.start import Origin, find_origins
-from medtl_train.summary import describe_data
+from medtl_train.summary import describe_data, describe_trainings
 
 MEMBERS = "members"
 _EASIEST = 0.1
@@ -109,18 +109,13 @@ def _describe(work: _Work, members: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return what is known of the ensemble before it is evaluated, as JSON values."""
     first = members[0]
     parameters = sum(one["network"]["parameters"] for one in members)
-    trained = [one["training"] for one in members]
     return {
         **{key: first[key] for key in ("medtl_version", "heads", "recipe", "transfer")},
         "name": work.folder.name,
         "data": describe_data(work.data, work.dataset),
         "config": flat(work.config),
         "network": {**first["network"], "parameters": parameters},
-        "training": {
-            "epochs": sum(one["epochs"] for one in trained),
-            "seconds": round(sum(one["seconds"] for one in trained), 1),
-            **{key: trained[0][key] for key in ("device", "versions")},
-        },
+        "training": describe_trainings(members),
         "members": [
             {
                 "run": f"{MEMBERS}/{number}",
@@ -140,19 +135,21 @@ def _member(
 ) -> dict[str, Any]:
     """Train a member, unless it is finished; return what its ``metrics.json`` holds."""
     folder = _folder(work.folder, number)
-    if resume and (folder / "metrics.json").is_file():
-        return read_summary(folder)
     fit = replace(work.config.fit, seed=work.config.fit.seed + number - 1)
-    return train_on(
-        work.data,
-        member_data(work.dataset, work.config, number, before, work.device),
-        work.origin,
-        folder,
-        replace(work.config, fit=fit, ensemble=EnsembleConfig()),
-        device=work.device,
-        resume=resume and (folder / "last.pt").is_file(),
-        reporter=work.reporter,
-    )
+
+    def member(resume: bool) -> dict[str, Any]:
+        return train_on(
+            work.data,
+            member_data(work.dataset, work.config, number, before, work.device),
+            work.origin,
+            folder,
+            replace(work.config, fit=fit, ensemble=EnsembleConfig()),
+            device=work.device,
+            resume=resume,
+            reporter=work.reporter,
+        )
+
+    return train_unless_finished(folder, member, resume=resume)
 
 
 def joined(members: Sequence[Checkpoint], fingerprint: str) -> Checkpoint:
@@ -232,17 +229,20 @@ def _drawn(dataset: Dataset, seed: Sequence[int], draw: Draw) -> Dataset:
     """Return the data set with training images drawn with replacement; every class stays in it."""
     images = dataset.images["train"]
     generator = np.random.default_rng(seed)
-    wanted = _answers(images, range(len(images)))
+    wanted = _answers(images, range(len(images)), dataset.heads)
     for _ in range(_ATTEMPTS):
         indices = draw(images, generator)
-        if _answers(images, indices) == wanted:
+        if _answers(images, indices, dataset.heads) == wanted:
             return _with(dataset, train=tuple(images[i] for i in indices))
     raise DataUnfit("too few training images of a class to draw from; use --ensemble seeds")
 
 
-def _answers(images: Sequence[Image], indices: Iterable[int]) -> set[tuple[int, str]]:
-    """Return every answer that some of the images have to the question of a head."""
-    return {pair for i in indices for pair in enumerate(images[i].sample.labels)}
+def _answers(
+    images: Sequence[Image], indices: Iterable[int], heads: Sequence[Head]
+) -> set[tuple[int, str]]:
+    """Return every class that some of the images are of, by head; values are not counted."""
+    classes = {k for k, head in enumerate(heads) if head.classes}
+    return {(k, images[i].sample.labels[k]) for i in indices for k in classes}
 
 
 def _bag(images: Sequence[Image], draw: np.random.Generator) -> NDArray[np.intp]:

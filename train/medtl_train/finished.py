@@ -1,21 +1,40 @@
 """A finished run, read again: what it says of itself, and the images it was trained on."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from medtl_runtime.errors import UsageError
+from medtl_runtime.files import write_text
 from medtl_train.checkpoint import About
 from medtl_train.config import TrainConfig
-from medtl_train.dataset import Dataset, fingerprint_of
+from medtl_train.data.dataset import Dataset, fingerprint_of
+from medtl_train.data.images import Excluded, Image, targets_array
+from medtl_train.data.listing import read_again
+from medtl_train.data.samples import SPLITS
 from medtl_train.errors import DataUnfit, ImagesMissing
-from medtl_train.images import Excluded, Image, targets_array
-from medtl_train.listing import read_again
 from medtl_train.options import config_from
-from medtl_train.samples import SPLITS
 
+_SUMMARY = "metrics.json"
 _FIELDS = {"name", "data", "config", "heads", "validation", "test", "external"}
 _DATA_FIELDS = {"path", "excluded", "patients_known", "headers"}
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run has been trained and evaluated to the end."""
+    return (run / _SUMMARY).is_file()
+
+
+def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``metrics.json``.
+
+    Raises
+    ------
+    OutputNotWritten
+        The disk is full or the place not writable.
+    """
+    write_text(run / _SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_summary(run: Path) -> dict[str, Any]:
@@ -27,7 +46,7 @@ def read_summary(run: Path) -> dict[str, Any]:
         There is none, because the training is not finished; or it is damaged, or of another
         version.
     """
-    path = run / "metrics.json"
+    path = run / _SUMMARY
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         whole = _FIELDS.issubset(summary) and _DATA_FIELDS.issubset(summary["data"])

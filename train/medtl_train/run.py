@@ -1,6 +1,5 @@
 """One training run from data to report: prepare, fit, evaluate, write."""
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,44 +11,30 @@ from numpy.typing import NDArray
 
 from medtl_models.network import Network
 from medtl_models.weights import Loaded
-from medtl_runtime.errors import OutputExists, OutputNotWritten, UsageError
-from medtl_runtime.files import write_text
+from medtl_runtime.errors import UsageError
 from medtl_runtime.heads import Head
 from medtl_train import checkpoint as checkpoints
 from medtl_train.checkpoint import About
-from medtl_train.cleaning import describe_cleaning, write_cleaning
 from medtl_train.config import TrainConfig
 from medtl_train.console import Reporter
-from medtl_train.dataset import Dataset, build_dataset
+from medtl_train.data.cleaning import describe_cleaning, write_cleaning
+from medtl_train.data.dataset import Dataset, build_dataset
+from medtl_train.data.listing import write_splits
+from medtl_train.data.recipes import decide_recipe
+from medtl_train.data.samples import find_samples
 from medtl_train.device import device_name
-from medtl_train.distributed import ALONE, World
 from medtl_train.errors import Interrupted, ProcessLost, RunUnfit
-from medtl_train.evaluation import evaluate_run, require_effect
-from medtl_train.fit import Fit
-from medtl_train.fit import Progress as FitProgress
-from medtl_train.listing import write_splits
-from medtl_train.objective import Teacher
-from medtl_train.options import to_toml
-from medtl_train.predict import predict_embeddings
-from medtl_train.recipes import decide_recipe
-from medtl_train.samples import find_samples
-from medtl_train.scored import positive_of
+from medtl_train.evaluation.evaluate import evaluate_run, require_effect
+from medtl_train.fitting.distributed import ALONE, World
+from medtl_train.fitting.fit import Fit
+from medtl_train.fitting.objective import Teacher
+from medtl_train.fitting.predict import predict_embeddings
+from medtl_train.fitting.progress import Progress
+from medtl_train.folders import begin, require_free
+from medtl_train.scoring.scored import positive_of
 from medtl_train.sources import best_origin
 from medtl_train.start import Origin, build_network, find_origins
 from medtl_train.summary import describe_run, describe_training, write_history
-
-OUTPUTS = (
-    "best.pt",
-    "last.pt",
-    "config.toml",
-    "metrics.json",
-    "predictions.parquet",
-    "history.csv",
-    "splits.csv",
-    "report.html",
-    "cleaning.json",
-    "cleaning.html",
-)
 
 
 def train(
@@ -86,7 +71,7 @@ def train(
     origins = find_origins(config.network)
     with world.first_goes_ahead():
         dataset = prepare(data, config, reporter)
-    origin = best_origin(origins, dataset, config, device, reporter)
+    origin = best_origin(origins, dataset, config, device, reporter, world)
     return train_on(
         data,
         dataset,
@@ -98,24 +83,6 @@ def train(
         reporter=reporter,
         world=world,
     )
-
-
-def require_free(
-    folder: Path, config: TrainConfig, *, resume: bool, overwrite: bool, begun: str = "last.pt"
-) -> None:
-    """Raise unless a run of this configuration may be written into ``folder``; see `train`.
-
-    Parameters
-    ----------
-    begun
-        What is in the folder of a run that can be resumed.
-    """
-    if resume and overwrite:
-        raise UsageError("--resume and --overwrite contradict each other; give one")
-    if resume:
-        _require_resumable(folder, config, begun)
-    else:
-        refuse_existing_run(folder, overwrite=overwrite)
 
 
 def train_on(
@@ -183,32 +150,6 @@ def _kind(reason: str) -> str:
     return reason
 
 
-def _require_resumable(folder: Path, config: TrainConfig, begun: str) -> None:
-    written = folder / "config.toml"
-    if not (folder / begun).exists() or not written.is_file():
-        raise RunUnfit(f"{folder} holds no run to resume (no {begun})")
-    if written.read_text(encoding="utf-8") != to_toml(config):
-        raise RunUnfit(
-            f"{folder} was trained with other options; {written} has them: add --config {written}"
-        )
-
-
-def refuse_existing_run(folder: Path, *, overwrite: bool) -> None:
-    """Raise `OutputExists` when ``folder`` holds a run that may not be overwritten."""
-    if not overwrite and any((folder / name).exists() for name in OUTPUTS):
-        raise OutputExists(folder)
-
-
-def begin(folder: Path, config: TrainConfig) -> None:
-    """Remove the outputs of an earlier run and note this one's configuration."""
-    try:
-        for name in OUTPUTS:
-            (folder / name).unlink(missing_ok=True)
-    except OSError as cause:
-        raise OutputNotWritten(folder, cause) from cause
-    write_text(folder / "config.toml", to_toml(config))
-
-
 def start(
     origin: Origin,
     dataset: Dataset,
@@ -234,7 +175,7 @@ def start(
     seed = config.fit.seed
     network, loaded = build_network(origin, about, config.network, seed=seed, reporter=reporter)
     pretrained = loaded.tensors > 0
-    if not pretrained and config.fit.mode == "head-then-all":
+    if not pretrained and config.fit.mode in ("solve-then-all", "head-then-all"):
         reporter.note("random weights: all layers are trained from the first epoch")
     fit = Fit(
         network=network,
@@ -246,6 +187,7 @@ def start(
         folder=folder,
         device=device,
         pretrained=pretrained,
+        knows_head=loaded.head,
         teacher=teacher,
         world=world,
     )
@@ -299,13 +241,11 @@ def complete(
     Diverged, Interrupted, ProcessLost
         What was written until then stays.
     """
-    started = time.perf_counter()
     progress = _fit(fit, config, reporter)
-    seconds = time.perf_counter() - started
     if not fit.world.first:
         return {}
     write_history(fit.folder / "history.csv", progress)
-    whole = {**summary, "training": describe_training(fit, seconds)}
+    whole = {**summary, "training": describe_training(fit)}
     evaluate_run(fit.folder, whole, dataset, config, fit.device, progress.history)
     if dataset.findings is not None:
         embeddings = _embeddings(fit.folder, dataset, fit.device)
@@ -337,7 +277,7 @@ def _embeddings(
     }
 
 
-def _fit(fit: Fit, config: TrainConfig, reporter: Reporter) -> FitProgress:
+def _fit(fit: Fit, config: TrainConfig, reporter: Reporter) -> Progress:
     reporter.note(f"training on {device_name(fit.device)}")
     monitor = fit.selection.monitor
     try:

@@ -6,20 +6,24 @@ The test images are evaluated once, by the model that validation chose.
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from medtl_runtime.errors import UsageError
+from medtl_runtime.files import write_text
 from medtl_train import checkpoint as checkpoints
 from medtl_train.config import TrainConfig
 from medtl_train.console import Reporter
-from medtl_train.dataset import Dataset
-from medtl_train.errors import Diverged
-from medtl_train.fit import EpochRow, Fit
+from medtl_train.data.dataset import Dataset
+from medtl_train.errors import Diverged, MemoryTooSmall
+from medtl_train.fitting.fit import Fit
+from medtl_train.fitting.progress import EpochRow
+from medtl_train.folders import begin, refuse_existing_run
 from medtl_train.options import to_toml
-from medtl_train.run import begin, complete, prepare, refuse_existing_run, start
+from medtl_train.run import complete, prepare, start
 from medtl_train.sources import best_origin
 from medtl_train.space import Space, drawn, given, space_of
 from medtl_train.start import Origin, find_origins
@@ -79,7 +83,7 @@ def search(
         begin(folder, config)
         shutil.rmtree(trace, ignore_errors=True)
         trace.mkdir()
-        (trace / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        write_text(trace / "config.toml", to_toml(config))
     space = space_of(config, dataset.heads, len(dataset.images["train"]))
     study = _study(trace, config, space)
     tried = _Trials(
@@ -93,7 +97,7 @@ def search(
     )
     left = trials - len(_finished(study))
     if left > 0:
-        study.optimize(tried, n_trials=left, catch=(Diverged,))
+        study.optimize(tried, n_trials=left, catch=(Diverged, MemoryTooSmall))
     if not [one for one in study.trials if one.state == optuna.trial.TrialState.COMPLETE]:
         raise Diverged("no trial of the search came to an end; try a lower --lr")
     return _write_best(study, tried, data, folder)
@@ -127,7 +131,7 @@ def _study(trace: Path, config: TrainConfig, space: Space) -> "optuna.Study":
     study.sampler = optuna.samplers.TPESampler(
         seed=seed, multivariate=True, n_startup_trials=2 * _WARM_UP
     )
-    if not done:
+    if not _finished(study):
         study.enqueue_trial(given(config, space))
     return study
 
@@ -136,23 +140,17 @@ def _finished(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
     return [one for one in study.trials if one.state.is_finished()]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Trials:
     """Runs trials; an object, because Optuna calls it with a trial only."""
 
-    def __init__(
-        self,
-        *,
-        origin: Origin,
-        dataset: Dataset,
-        trace: Path,
-        config: TrainConfig,
-        space: Space,
-        device: torch.device,
-        reporter: Reporter,
-    ) -> None:
-        self.origin, self.dataset, self.trace = origin, dataset, trace
-        self.config, self.space = config, space
-        self.device, self.reporter = device, reporter
+    origin: Origin
+    dataset: Dataset
+    trace: Path
+    config: TrainConfig
+    space: Space
+    device: torch.device
+    reporter: Reporter
 
     def folder(self, number: int) -> Path:
         """Return where a trial's checkpoints are."""
@@ -167,8 +165,7 @@ class _Trials:
         monitor = fit.selection.monitor
         with self.reporter.fitting(fit.steps_left, monitor) as (on_step, _):
             progress = fit.run(_pruning(trial, fit), on_step)
-        best = progress.history[progress.best_epoch - 1]["monitored"]
-        self.reporter.note(f"trial {trial.number}: {monitor} {best:.4f}")
+        self.reporter.note(f"trial {trial.number}: {monitor} {progress.best['monitored']:.4f}")
         return progress.best_score[0]
 
     def fit(self, config: TrainConfig, folder: Path) -> Fit:
@@ -181,13 +178,18 @@ def _pruning(trial: "optuna.Trial", fit: Fit) -> Callable[[EpochRow], None]:
     """Return what is called after each epoch: it ends a trial that is below the others."""
     import optuna
 
-    best = -float("inf")
+    best, reported = -float("inf"), 0
 
     def on_epoch(row: EpochRow) -> None:
-        nonlocal best
+        nonlocal best, reported
+        if not row["lr"]:
+            return  # a head that was solved for says nothing of the options
         best = max(best, fit.selection.score(row)[0])
         # Trials of different lengths are compared at the same part of theirs.
         part = _TENTHS * row["epoch"] // fit.config.fit.epochs
+        if part == reported:
+            return
+        reported = part
         trial.report(best, part)
         if trial.should_prune():
             raise optuna.TrialPruned

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 import torch
 
-from medtl_train import features
-from medtl_train.averaging import Score
 from medtl_train.checkpoint import About
 from medtl_train.config import TrainConfig
 from medtl_train.console import Reporter
-from medtl_train.dataset import Dataset
-from medtl_train.selection import Selection
+from medtl_train.data.dataset import Dataset
+from medtl_train.fitting import features
+from medtl_train.fitting.averaging import Score
+from medtl_train.fitting.distributed import ALONE, World
+from medtl_train.fitting.selection import Selection
 from medtl_train.start import Origin, build_network
 
 
@@ -25,6 +26,7 @@ def best_origin(
     config: TrainConfig,
     device: torch.device,
     reporter: Reporter,
+    world: World = ALONE,
 ) -> Origin:
     """Return the origin whose frozen features give the best linear head on validation.
 
@@ -34,7 +36,7 @@ def best_origin(
         return origins[0]
     scores = []
     for origin in origins:
-        score, monitored = _probe(origin, dataset, config, device)
+        score, monitored = _probe(origin, dataset, config, device, world)
         reporter.note(f"{origin.weights}: {monitored:.4f} with frozen features")
         scores.append(score)
     best = origins[scores.index(max(scores))]
@@ -43,7 +45,7 @@ def best_origin(
 
 
 def _probe(
-    origin: Origin, dataset: Dataset, config: TrainConfig, device: torch.device
+    origin: Origin, dataset: Dataset, config: TrainConfig, device: torch.device, world: World
 ) -> tuple[Score, float]:
     """Return the best score of a linear head on an origin's features, and its metric."""
     about = About(
@@ -61,6 +63,5 @@ def _probe(
     selection = Selection(
         heads=dataset.heads, targets=val.targets, positive=config.data.positive, config=config
     )
-    rows = [row for row, _ in features.solutions(selection, network, train, val, device)]
-    best = max(rows, key=selection.score)
+    best, _ = features.best_head(selection, network, train, val, device, world=world)
     return selection.score(best), best["monitored"]

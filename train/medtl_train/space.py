@@ -48,17 +48,19 @@ def space_of(config: TrainConfig, heads: Sequence[Head], images: int) -> Space:
     space: dict[str, Range | tuple[int, ...]] = {
         rate: Range(low=given / 10, high=10 * given, log=True),
         "epochs": _around(fit.epochs),
-        "weight_decay": Range(low=1e-5, high=0.5, log=True),
-        "dropout": Range(low=0.0, high=0.6),
-        "mixup": Range(low=0.0, high=0.4),
+        "dropout": Range(low=0.0, high=max(0.6, config.network.dropout)),
+        "mixup": Range(low=0.0, high=max(0.4, config.regularisation.mixup)),
     }
+    if decay := fit.decay:
+        space["weight_decay"] = Range(low=min(1e-5, decay), high=max(0.5, decay), log=True)
     if any(head.classes for head in heads):
-        space["label_smoothing"] = Range(low=0.0, high=0.2)
+        smoothing = config.regularisation.label_smoothing
+        space["label_smoothing"] = Range(low=0.0, high=max(0.2, smoothing))
     if not isinstance(fit.batch_size, str):
         fitting = [size for size in _around(fit.batch_size) if 2 <= size <= images // 4]
         space["batch_size"] = tuple(sorted({*fitting, fit.batch_size}))
     if config.augment.augment and config.augment.preset != "none":
-        space["strength"] = Range(low=0.0, high=3.0)
+        space["strength"] = Range(low=0.0, high=max(3.0, config.augment.strength))
     return space
 
 
@@ -67,16 +69,9 @@ def _around(value: int) -> tuple[int, ...]:
 
 
 def given(config: TrainConfig, space: Space) -> dict[str, Any]:
-    """Return the values of the configuration itself, within the limits of the space."""
+    """Return the values of the configuration itself; the space holds them."""
     values = {**flat(config), "weight_decay": config.fit.decay}
-    return {
-        name: values[name] if isinstance(limits, tuple) else _within(values[name], limits)
-        for name, limits in space.items()
-    }
-
-
-def _within(value: float, limits: Range) -> float:
-    return min(max(value, limits.low), limits.high)
+    return {name: values[name] for name in space}
 
 
 def drawn(trial: "optuna.trial.BaseTrial", config: TrainConfig, space: Space) -> TrainConfig:

@@ -3,28 +3,28 @@
 import csv
 import io
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from medtl_models.weights import Loaded
 from medtl_runtime import __version__
 from medtl_runtime.files import write_text
 from medtl_runtime.heads import Head
 from medtl_train.config import TrainConfig
-from medtl_train.dataset import Dataset, Findings
+from medtl_train.data.dataset import Dataset, Findings
+from medtl_train.data.headers import summarise
+from medtl_train.data.images import count_targets, targets_array
+from medtl_train.data.samples import SPLITS
 from medtl_train.device import device_name
-from medtl_train.fit import Fit, Progress
-from medtl_train.headers import summarise
-from medtl_train.images import targets_array
+from medtl_train.fitting.fit import Fit
+from medtl_train.fitting.progress import Progress
 from medtl_train.options import flat
-from medtl_train.samples import SPLITS
-from medtl_train.scored import positive_of
+from medtl_train.scoring.scored import positive_of
 
 
 def write_history(path: Path, progress: Progress) -> None:
@@ -81,7 +81,7 @@ def describe_data(data: Path, dataset: Dataset) -> dict[str, Any]:
         "patients": {s: len({image.patient for image in dataset.images[s]}) for s in present},
         "targets": {
             split: {
-                head.name: _describe_targets(head, column)
+                head.name: count_targets(head, column)
                 for head, column in zip(dataset.heads, targets.T, strict=True)
             }
             for split, targets in by_split.items()
@@ -107,32 +107,17 @@ def _describe_cleaning(findings: Findings | None) -> dict[str, int] | None:
     }
 
 
-def _describe_targets(head: Head, column: NDArray[np.float64]) -> dict[str, Any]:
-    """Return how many images each class has, or between which values they lie."""
-    known = column[~np.isnan(column)]
-    unknown = len(column) - len(known)
-    if head.kind != "regression":
-        counts = np.bincount(known.astype(np.int64), minlength=len(head.classes))
-        return {
-            "counts": dict(zip(head.classes, counts.tolist(), strict=True)),
-            "unknown": unknown,
-        }
-    quantiles = np.quantile(known, [0, 0.5, 1]).tolist() if len(known) else [None] * 3
-    return {**dict(zip(("low", "median", "high"), quantiles, strict=True)), "unknown": unknown}
-
-
-def describe_training(fit: Fit, seconds: float) -> dict[str, Any]:
+def describe_training(fit: Fit) -> dict[str, Any]:
     """Return what is known of the training after it, as JSON values."""
     progress = fit.progress
-    best = progress.history[progress.best_epoch - 1]
     return {
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
         "monitor": fit.selection.monitor,
-        "best_value": best["monitored"],
+        "best_value": progress.best["monitored"],
         "stopped_early": progress.stopped_early,
         "soup": list(progress.soup),
-        "seconds": round(seconds, 1),
+        "seconds": round(sum(row["seconds"] for row in progress.history), 1),
         "device": device_name(fit.device),
         "execution": fit.execution,
         "versions": {
@@ -140,4 +125,14 @@ def describe_training(fit: Fit, seconds: float) -> dict[str, Any]:
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
+    }
+
+
+def describe_trainings(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what is known of the training of several runs together, from what each says of it."""
+    trained = [one["training"] for one in runs]
+    return {
+        "epochs": sum(one["epochs"] for one in trained),
+        "seconds": round(sum(one["seconds"] for one in trained), 1),
+        **{key: trained[0][key] for key in ("device", "versions")},
     }

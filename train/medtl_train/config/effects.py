@@ -30,7 +30,7 @@ def idle_options(options: Mapping[str, Any]) -> dict[str, str]:
         of_mode += _OF_THE_BACKBONE
     if mode == "features":
         of_mode += _OF_STEPS
-    if mode == "all":
+    if mode in ("all", "solve-then-all"):
         of_mode.append("head_lr")
     if mode not in ("head-then-all", "gradual"):
         of_mode.append("head_epochs")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from medtl_train.config.checks import require, require_choice
 
-Mode = Literal["features", "head", "all", "head-then-all", "gradual"]
+Mode = Literal["features", "head", "all", "solve-then-all", "head-then-all", "gradual"]
 Optimizer = Literal["adamw", "adam", "sgd", "rmsprop"]
 Monitor = Literal[
     "auto",
@@ -33,8 +33,9 @@ class FitConfig:
     mode: Annotated[
         Mode,
         "features: backbone frozen, the head solved for in seconds; head: backbone frozen; all: "
-        "everything; head-then-all: one after the other; gradual: stage by stage, the last first.",
-    ] = "head-then-all"
+        "everything; solve-then-all: the head solved for, then everything; head-then-all: the head "
+        "trained, then everything; gradual: stage by stage, the last first.",
+    ] = "solve-then-all"
     epochs: Annotated[int, "Epochs in all."] = 30
     head_epochs: Annotated[
         int, "Of these, epochs with a frozen backbone in head-then-all and gradual."
@@ -47,7 +48,7 @@ class FitConfig:
     optimizer: Annotated[Optimizer, "Optimiser."] = "adamw"
     lr: Annotated[
         float, "Peak learning rate of the last stage and the head when the backbone is trained."
-    ] = 1e-4
+    ] = 3e-4
     head_lr: Annotated[float, "Peak learning rate when only the head is trained."] = 1e-3
     momentum: Annotated[float, "Momentum of sgd and rmsprop."] = 0.9
     weight_decay: Annotated[

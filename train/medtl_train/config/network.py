@@ -31,7 +31,7 @@ class NetworkConfig:
     head: Annotated[Head, "linear: pooling and linear; mlp: with a Dense(1024, ReLU) between."] = (
         "linear"
     )
-    dropout: Annotated[float, "Dropout before the last layer."] = 0.2
+    dropout: Annotated[float, "Dropout before the last layer."] = 0.0
     drop_path: Annotated[
         float | None,
         "Stochastic depth: chance that the last residual block is left out, less of earlier ones. "

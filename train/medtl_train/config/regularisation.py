@@ -11,7 +11,7 @@ from medtl_train.config.checks import require
 class RegularisationConfig:
     """What keeps a network from learning few images by heart."""
 
-    label_smoothing: Annotated[float, "Label smoothing of the cross-entropies."] = 0.05
+    label_smoothing: Annotated[float, "Label smoothing of the cross-entropies."] = 0.0
     mixup: Annotated[
         float, "Mixup: shares are drawn from Beta(a, a); 0 for none (Zhang et al., ICLR 2018)."
     ] = 0.0

@@ -1,0 +1,1 @@
+"""Compares finished runs on the same test images."""

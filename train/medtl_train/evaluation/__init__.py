@@ -1,0 +1,1 @@
+"""Evaluates a trained network: its files of figures and predictions, and its report."""
