@@ -24,9 +24,9 @@ def prepare(data: Path, size: int, cache: str) -> tuple[float, float, float, int
     MiB, and the number of images.
     """
     from medtl_train.config import DataConfig, ImageConfig
-    from medtl_train.dataset import build_dataset
-    from medtl_train.recipes import decide_recipe
-    from medtl_train.samples import find_samples
+    from medtl_train.data.dataset import build_dataset
+    from medtl_train.data.recipes import decide_recipe
+    from medtl_train.data.samples import find_samples
 
     config = DataConfig(cache=cache)
     started, before = time.perf_counter(), processor_seconds()

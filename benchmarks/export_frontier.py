@@ -173,8 +173,8 @@ def write_images(run: Path, split: str, path: Path, at_most: int | None) -> None
     """Write canonical images of a split as the network's input, and their labels."""
     from medtl_runtime.recipe import as_batch
     from medtl_train.checkpoint import load_run
-    from medtl_train.images import image_set
-    from medtl_train.listing import read_again
+    from medtl_train.data.images import image_set
+    from medtl_train.data.listing import read_again
 
     about = load_run(run).about
     images, missing = read_again(run / "splits.csv", split, about.recipe, at_most=at_most)

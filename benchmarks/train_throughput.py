@@ -14,6 +14,7 @@ FOLDER holds a folder of PNG or JPEG files per class.
 import argparse
 import multiprocessing
 import os
+import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,14 +33,14 @@ from medtl_models.network import Network
 from medtl_runtime.pipeline import cores
 from medtl_runtime.reading import read_scan
 from medtl_runtime.recipe import HeaderVoi, Recipe
-from medtl_train.augment import augment
+from medtl_train.augmentation.augment import augment
 from medtl_train.config import AugmentConfig, SpeedConfig
 from medtl_train.config.speed import CompileChoice
+from medtl_train.data.images import ImageSet
 from medtl_train.device import choose_device, device_name
-from medtl_train.feed import Batch, Feed
-from medtl_train.images import ImageSet
-from medtl_train.precision import place, tuned
-from medtl_train.stepper import Forward, Stepper
+from medtl_train.fitting.feed import Batch, Feed
+from medtl_train.fitting.precision import place, tuned
+from medtl_train.fitting.stepper import Forward, Stepper
 
 _PURE = "pure compute"
 _STARTS = 2
@@ -111,6 +112,14 @@ def measure(setting: Setting, rounds: int, compiled: CompileChoice) -> None:
         compute = float(np.quantile([one.seconds for one in spent[_PURE]], 0.25))
     cost = augmenting(setting)
     print(f"augmentation: {1000 * cost:.1f} ms a batch, {100 * cost / compute:.1f} % of a step")
+    print(f"peak memory: {peak_memory(setting.device):.2f} GiB")
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the most that was in use at a time, GiB: of the GPU's memory, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def row(name: str, spent: Mapping[str, list["Spent"]], setting: Setting) -> list[str]:
