@@ -15,7 +15,7 @@ from medtl_export.sbom import sbom
 from medtl_runtime.files import write_text
 from medtl_runtime.modelfile import Description
 from medtl_train.data.images import Image
-from medtl_train.evaluation.subgroups import Subgroup, evaluate_subgroups, subgroups
+from medtl_train.evaluation.subgroups import evaluate_by_head, subgroups
 
 _SEED = 0
 
@@ -50,15 +50,8 @@ def subgroup_rows(
         np.array([image.patient for image in images]),
         patients_known=patients_known,
     )
-    rows = []
-    for (head, answers), column in zip(judged.answers.items(), targets.T, strict=True):
-        known = ~np.isnan(column)
-        parts = [
-            Subgroup(attribute=one.attribute, value=one.value, mask=one.mask[known])
-            for one in groups
-        ]
-        rows += [{"head": head, **row} for row in evaluate_subgroups(answers, parts, seed=_SEED)]
-    return rows
+    by_head = evaluate_by_head(judged.answers, targets, groups, seed=_SEED)
+    return [{"head": head, **row} for head, rows in by_head.items() for row in rows]
 
 
 def write(

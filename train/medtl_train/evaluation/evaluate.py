@@ -20,7 +20,7 @@ from medtl_train.data.images import ImageSet
 from medtl_train.evaluation import predictions
 from medtl_train.evaluation.examples import choose_examples
 from medtl_train.evaluation.report import write_report
-from medtl_train.evaluation.subgroups import all_groups, evaluate_subgroups
+from medtl_train.evaluation.subgroups import all_groups, evaluate_by_head
 from medtl_train.finished import write_summary
 from medtl_train.fitting.predict import predict_logits
 from medtl_train.fitting.progress import EpochRow
@@ -184,12 +184,7 @@ def _subgroups(dataset: Dataset, name: str, split: _Split, *, seed: int) -> dict
     (key,) = [key for key, called in SPLITS.items() if called == name]
     images = dataset.images[key]
     groups = all_groups([one.header for one in images], [one.covariates for one in images])
-    rows = {}
-    for head, truth in zip(dataset.heads, split.images.targets.T, strict=True):
-        known = ~np.isnan(truth)
-        own = [replace(group, mask=group.mask[known]) for group in groups]
-        rows[head.name] = evaluate_subgroups(split.answers[head.name], own, seed=seed)
-    return rows
+    return evaluate_by_head(split.answers, split.images.targets, groups, seed=seed)
 
 
 def _write_predictions(

@@ -7,7 +7,7 @@ where its data are: `all_groups` has small ones too, and they are marked.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -181,6 +181,32 @@ def evaluate_subgroups(
     as AUROC where all images are of one class.
     """
     return [_row(answers, group, seed, resamples) for group in groups if group.mask.any()]
+
+
+def evaluate_by_head(
+    answers: Mapping[str, Answers],
+    targets: NDArray[np.floating],
+    groups: Sequence[Subgroup],
+    *,
+    seed: int,
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of `evaluate_subgroups` of each head, by its name.
+
+    Parameters
+    ----------
+    answers
+        Of each head, of the images whose target is known.
+    targets
+        Of all images, N x heads in the order of ``answers``; NaN where one is not known.
+    groups
+        Of all images.
+    """
+    rows = {}
+    for (head, own), column in zip(answers.items(), targets.T, strict=True):
+        known = ~np.isnan(column)
+        parts = [replace(group, mask=group.mask[known]) for group in groups]
+        rows[head] = evaluate_subgroups(own, parts, seed=seed)
+    return rows
 
 
 def _row(answers: Answers, group: Subgroup, seed: int, resamples: int) -> dict[str, Any]:
